@@ -1,0 +1,1 @@
+"""The frame under every service. No domain word in it."""

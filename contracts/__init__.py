@@ -1,0 +1,1 @@
+"""The promises: everything that travels on the bus. Nothing but marshmallow below."""

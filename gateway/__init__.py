@@ -1,0 +1,1 @@
+"""The front door: HTTP API and event stream. Owns no data."""

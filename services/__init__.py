@@ -1,0 +1,1 @@
+"""The services: each owns its data; they share promises, not code."""
