@@ -1,0 +1,404 @@
+"""The whole tree of errors that may cross the bus or the HTTP API.
+
+Every error is a noun with fields. It knows its stable `code`, the HTTP `status` it becomes, a `message` and a
+`hint` (what to do), both templates over the fields.
+
+    Problem
+    ├── always allowed, on any promise:
+    │   InternalError  NoAnswer  ServiceAway  Late  BadRequest  DatabaseAway
+    └── declared promise by promise (`errors=(...)`): everything else below
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any, ClassVar
+
+
+class Problem(Exception):
+    """One declared error. Fields are keyword arguments and must be JSON values."""
+
+    code: ClassVar[str] = "problem"
+    status: ClassVar[int] = 500
+    message: ClassVar[str] = "Something went wrong."
+    hint: ClassVar[str] = ""
+
+    def __init__(self, **fields: Any) -> None:
+        self.fields = fields
+        super().__init__(self._fill(self.message))
+
+    def _fill(self, template: str) -> str:
+        return template.format_map(_Fields(self.fields))
+
+    @property
+    def advice(self) -> str:
+        """What the person should do, with the fields filled in; empty where there is nothing to do."""
+        return self._fill(self.hint)
+
+    def to_wire(self) -> dict[str, Any]:
+        return {"code": self.code, "fields": self.fields}
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, Problem) and self.to_wire() == other.to_wire()
+
+    def __hash__(self) -> int:
+        return hash((self.code, str(self)))
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        return (from_wire, (self.to_wire(),))
+
+
+class _Fields(dict[str, Any]):
+    def __missing__(self, key: str) -> str:
+        return "?"
+
+
+# -- always allowed ---------------------------------------------------------------------------------------
+
+
+class InternalError(Problem):
+    code = "internal_error"
+    status = 500
+    message = "An unexpected error happened; the log has it under correlation id {correlation_id}."
+    hint = "Look for the correlation id in the log of the service that is named in it."
+
+
+class NoAnswer(Problem):
+    code = "no_answer"
+    status = 503
+    message = "{service} did not answer {method} within {seconds} s. Whether it was done is unknown."
+    hint = "Look at the object again before you repeat the request; repeating it with the same id is safe."
+
+
+class ServiceAway(Problem):
+    code = "service_away"
+    status = 503
+    message = "{service} is not connected to the bus."
+    hint = "Start it, or wait until it is back: drystone health."
+
+
+class BusAway(Problem):
+    code = "bus_away"
+    status = 503
+    message = "RabbitMQ does not answer: {reason}."
+    hint = "Check that the broker runs and that user and password are right."
+
+
+class Late(Problem):
+    code = "late"
+    status = 503
+    message = "{service} refused {method}: its deadline passed {seconds} s ago. Nothing was done."
+    hint = "Send the request again."
+
+
+class BadRequest(Problem):
+    code = "bad_request"
+    status = 422
+    message = "The request is not valid: {errors}."
+    hint = "Correct the named fields."
+
+
+class DatabaseAway(Problem):
+    code = "database_away"
+    status = 503
+    message = "The database of {service} does not answer: {reason}."
+    hint = "Check that it runs; the request can be repeated."
+
+
+# -- identity, idempotency, versions ----------------------------------------------------------------------
+
+
+class NotFound(Problem):
+    code = "not_found"
+    status = 404
+    message = "There is no {kind} with id or name {id}."
+    hint = "List what exists: drystone {kind} list."
+
+
+class AlreadyExists(Problem):
+    code = "already_exists"
+    status = 409
+    message = "A {kind} with {field} {value} exists already."
+    hint = "Choose another {field}."
+
+
+class IdempotencyConflict(Problem):
+    code = "idempotency_conflict"
+    status = 422
+    message = "The id or Idempotency-Key {id} was used before for another request."
+    hint = "Use a new key for a new request; repeat the same body to ask for the same work."
+
+
+class VersionMismatch(Problem):
+    code = "version_mismatch"
+    status = 412
+    message = "The {kind} {id} was changed meanwhile: it has version {has}, you named {named}."
+    hint = "Read it again and repeat the change with its new version (If-Match)."
+
+
+class StillInUse(Problem):
+    code = "still_in_use"
+    status = 409
+    message = "The {kind} {id} is still used by {by}."
+    hint = "Remove or move those first."
+
+
+class LimitExceeded(Problem):
+    code = "limit_exceeded"
+    status = 409
+    message = "{what} would be {value}; the limit is {limit}."
+    hint = "Stay within the limit."
+
+
+class Unauthorized(Problem):
+    code = "unauthorized"
+    status = 401
+    message = "A valid token is needed."
+    hint = "Send it as 'Authorization: Bearer TOKEN' or set DRYSTONE_TOKEN."
+
+
+class PreconditionRequired(Problem):
+    code = "precondition_required"
+    status = 428
+    message = "A change of {kind} needs the version you read."
+    hint = "Send the ETag that you read as If-Match."
+
+
+# -- hosts and VMs ----------------------------------------------------------------------------------------
+
+
+class HostNotUp(Problem):
+    code = "host_not_up"
+    status = 409
+    message = "The host {host_id} is {state}, not up."
+    hint = "Start its agent, or choose another host: drystone host list."
+
+
+class NoHost(Problem):
+    code = "no_host"
+    status = 409
+    message = "No host of cluster {cluster_id} can take it: {reason}."
+    hint = "Bring a host up: drystone host list."
+
+
+class ClockOff(Problem):
+    code = "clock_off"
+    status = 409
+    message = "The clock of host {host_id} is {seconds} s off; it takes no dangerous request."
+    hint = "Set its clock (NTP) and wait for its next heartbeat."
+
+
+class VmWrongState(Problem):
+    code = "vm_wrong_state"
+    status = 409
+    message = "The VM {vm_id} is {state}; {action} needs it {needs}."
+    hint = "Wait for it or bring it there first: drystone vm show {vm_id}."
+
+
+class VmUnsure(Problem):
+    code = "vm_unsure"
+    status = 409
+    message = "QEMU and libvirt differ about VM {vm_id}: {reason}. Nothing is changed until they agree."
+    hint = "The agent repairs libvirt by itself; if this stays, run drystone doctor disk on its disks."
+
+
+class HypervisorAway(Problem):
+    code = "hypervisor_away"
+    status = 503
+    message = "libvirt on host {host_id} does not answer: {reason}."
+    hint = "Start libvirtd on that host; running VMs are not touched by that."
+
+
+class HypervisorRefused(Problem):
+    code = "hypervisor_refused"
+    status = 409
+    message = "libvirt on host {host_id} refused {action}: {reason}."
+    hint = "The reason is libvirt's own; mend what it names and try again."
+
+
+class MacTaken(Problem):
+    code = "mac_taken"
+    status = 409
+    message = "The MAC address {mac} is used already."
+    hint = "Leave it out to get one from the pool."
+
+
+class MacPoolEmpty(Problem):
+    code = "mac_pool_empty"
+    status = 409
+    message = "The MAC pool {first} to {last} has no free address."
+    hint = "Enlarge the pool of the data center."
+
+
+# -- storage ----------------------------------------------------------------------------------------------
+
+
+class DomainUnusable(Problem):
+    code = "domain_unusable"
+    status = 409
+    message = "{path} is not a usable storage domain: {reason}."
+    hint = "{advice}"
+
+
+class DomainNotActive(Problem):
+    code = "domain_not_active"
+    status = 409
+    message = "The storage domain {domain_id} is {state}, not active."
+    hint = "Activate it first: drystone domain show {domain_id}."
+
+
+class StorageTimeout(Problem):
+    code = "storage_timeout"
+    status = 503
+    message = "The storage under {path} did not answer within {seconds} s."
+    hint = "Check the mount on that host; the request can be repeated."
+
+
+class StorageFailed(Problem):
+    code = "storage_failed"
+    status = 409
+    message = "The storage refused {action} on {path}: {reason}."
+    hint = "Mend what is named and repeat the request."
+
+
+class NoSpace(Problem):
+    code = "no_space"
+    status = 409
+    message = "{action} needs {needs} bytes on storage domain {domain_id}; {has} are free above the reserve."
+    hint = "Free space or enlarge the storage, then repeat the request."
+
+
+class VolumeInUse(Problem):
+    code = "volume_in_use"
+    status = 409
+    message = "The volume {volume_id} is used by {by}."
+    hint = "It is kept. What uses it must go or be moved first."
+
+
+class ChainBroken(Problem):
+    code = "chain_broken"
+    status = 409
+    message = "The chain of disk {disk_id} is broken: {reason}."
+    hint = "Nothing was changed. drystone doctor disk {disk_id} shows every view of it."
+
+
+class ChainDiffers(Problem):
+    code = "chain_differs"
+    status = 409
+    message = "The chain of disk {disk_id} on the storage differs from the database: {reason}."
+    hint = "drystone doctor disk {disk_id} shows both and, when asked, repairs the database."
+
+
+class BackingOutside(Problem):
+    code = "backing_outside"
+    status = 409
+    message = "The volume {volume_id} has the backing file {backing}, which is outside its storage domain."
+    hint = "Move that file into the domain or take this disk out; Drystone does not follow foreign files."
+
+
+class BackingTooLong(Problem):
+    code = "backing_too_long"
+    status = 409
+    message = "The backing file name that libvirt would write has {bytes} bytes; QEMU crashes over 1023."
+    hint = "Merge a shorter range first."
+
+
+# -- snapshots and merges ---------------------------------------------------------------------------------
+
+
+class DiskBusy(Problem):
+    code = "disk_busy"
+    status = 409
+    message = "The disk {disk_id} is busy with {flow_id}."
+    hint = "Wait for it or cancel it: drystone job cancel {flow_id}."
+
+
+class ForeignJob(Problem):
+    code = "foreign_job"
+    status = 409
+    message = "A block job that Drystone did not start runs on disk {disk_id}: {job}."
+    hint = "End it, or let it end, then repeat the request."
+
+
+class SnapshotNotRestorable(Problem):
+    code = "snapshot_not_restorable"
+    status = 409
+    message = "The snapshot {snapshot_id} is being merged: it can only be removed."
+    hint = "Remove it: drystone snapshot delete {snapshot_id}."
+
+
+class QuiesceFailed(Problem):
+    code = "quiesce_failed"
+    status = 409
+    message = "The guest agent of VM {vm_id} did not freeze the file systems: {reason}."
+    hint = "Ask for the snapshot without quiesce, or start the guest agent."
+
+
+class StaleClaim(Problem):
+    code = "stale_claim"
+    status = 409
+    message = "An ask under claim {claim} came after claim {highest} for disk {disk_id}; it was refused."
+    hint = "Nothing to do: a newer owner goes on with the work."
+
+
+class JobFailed(Problem):
+    code = "job_failed"
+    status = 409
+    message = "QEMU ended the block job on disk {disk_id} before it was done: {reason}."
+    hint = "The chain is intact. Look for a full disk or an I/O error on the storage, then repeat."
+
+
+class VmStopped(Problem):
+    code = "vm_stopped"
+    status = 409
+    message = "The VM {vm_id} stopped while {action}."
+    hint = "The chain is intact. Start the VM and repeat the request."
+
+
+class Cancelled(Problem):
+    code = "cancelled"
+    status = 409
+    message = "Cancelled by {user}."
+    hint = "The chain is intact; the snapshot can be removed again at any time."
+
+
+class TooLate(Problem):
+    code = "too_late"
+    status = 409
+    message = "{flow_id} is past its point of no return and goes on to its end."
+    hint = "Wait for it: drystone job wait {flow_id}."
+
+
+class PivotFailed(Problem):
+    code = "pivot_failed"
+    status = 409
+    message = "QEMU refused the pivot of disk {disk_id} {tries} times: {reason}."
+    hint = "The merge was cancelled and the chain is intact; repeat the request."
+
+
+def _walk(kind: type[Problem]) -> Iterator[type[Problem]]:
+    for child in kind.__subclasses__():
+        yield child
+        yield from _walk(child)
+
+
+def all_problems() -> dict[str, type[Problem]]:
+    """Every declared error by code."""
+    return {kind.code: kind for kind in _walk(Problem)}
+
+
+ALWAYS: tuple[type[Problem], ...] = (
+    InternalError,
+    NoAnswer,
+    ServiceAway,
+    BusAway,
+    Late,
+    BadRequest,
+    DatabaseAway,
+)
+
+
+def from_wire(wire: dict[str, Any]) -> Problem:
+    """The error that `to_wire` described; a code of a newer version becomes a plain Problem with its fields."""
+    kind = all_problems().get(str(wire.get("code")), Problem)
+    return kind(**dict(wire.get("fields") or {}))

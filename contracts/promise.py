@@ -1,0 +1,63 @@
+"""What a promise is: one request with its answer, or one piece of news."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from marshmallow import EXCLUDE, RAISE, Schema, ValidationError
+
+from contracts import errors
+
+
+@dataclass(frozen=True)
+class Rpc:
+    """One request that a service answers. `deadline` is in seconds, from the caller's clock."""
+
+    service: str
+    method: str
+    request: type[Schema]
+    reply: type[Schema]
+    errors: tuple[type[errors.Problem], ...] = ()
+    deadline: float = 10.0
+    version: int = 1
+
+    @property
+    def wire(self) -> str:
+        """The method's name in the routing key; renaming it is a change of the wire."""
+        return f"{self.method}_v{self.version}"
+
+    def load_request(self, body: Any) -> dict[str, Any]:
+        return _load(self.request, body, unknown=RAISE)
+
+    def load_reply(self, body: Any) -> dict[str, Any]:
+        return _load(self.reply, body, unknown=EXCLUDE)
+
+    def allows(self, problem: errors.Problem) -> bool:
+        return isinstance(problem, self.errors + errors.ALWAYS)
+
+
+@dataclass(frozen=True)
+class Event:
+    """One piece of news that a service tells."""
+
+    service: str
+    name: str
+    payload: type[Schema]
+    version: int = 1
+
+    @property
+    def wire(self) -> str:
+        """The routing key (agents append their host id)."""
+        return f"{self.name}.v{self.version}"
+
+    def load(self, body: Any) -> dict[str, Any]:
+        return _load(self.payload, body, unknown=EXCLUDE)
+
+
+def _load(schema: type[Schema], body: Any, *, unknown: str) -> dict[str, Any]:
+    try:
+        loaded: dict[str, Any] = schema().load(body, unknown=unknown)
+    except ValidationError as problem:
+        raise errors.BadRequest(errors=problem.normalized_messages()) from None
+    return loaded
