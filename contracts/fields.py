@@ -35,9 +35,7 @@ class Nothing(Fact):
 
 def uid(**options: Any) -> fields.String:
     """A lower-case UUID."""
-    return fields.String(
-        validate=validate.Regexp(rf"{UUID}\Z", error="Not a lower-case UUID."), **_need(options)
-    )
+    return fields.String(validate=validate.Regexp(rf"{UUID}\Z", error="Not a lower-case UUID."), **_need(options))
 
 
 def name(**options: Any) -> fields.String:
@@ -57,9 +55,7 @@ def text(limit: int = 4096, **options: Any) -> fields.String:
 
 def path(**options: Any) -> fields.String:
     """An absolute path on a host, without '..' parts or control characters."""
-    rule = validate.Regexp(
-        r"/(?!.*(^|/)\.\.(/|$))[^\x00-\x1f\x7f]*\Z", error="Not an absolute path without '..'."
-    )
+    rule = validate.Regexp(r"/(?!.*(^|/)\.\.(/|$))[^\x00-\x1f\x7f]*\Z", error="Not an absolute path without '..'.")
     return fields.String(validate=[validate.Length(1, 1024), rule], **_need(options))
 
 
@@ -73,9 +69,7 @@ def count(low: int = 0, high: int = 2**31 - 1, **options: Any) -> fields.Integer
 
 
 def time(**options: Any) -> fields.String:
-    return fields.String(
-        validate=validate.Regexp(rf"{TIME}\Z", error="Not an ISO 8601 time in UTC."), **_need(options)
-    )
+    return fields.String(validate=validate.Regexp(rf"{TIME}\Z", error="Not an ISO 8601 time in UTC."), **_need(options))
 
 
 def mac(**options: Any) -> fields.String:
@@ -103,20 +97,20 @@ def nested(schema: type[Schema], **options: Any) -> fields.Nested:
     return fields.Nested(schema, **_need(options))
 
 
-def many(schema: type[Schema], limit: int = 100_000, **options: Any) -> fields.List:
+def many(schema: type[Schema], limit: int = 100_000, **options: Any) -> fields.List[Any]:
     return fields.List(fields.Nested(schema), validate=validate.Length(max=limit), **_need(options))
 
 
-def uids(limit: int = 10_000, **options: Any) -> fields.List:
+def uids(limit: int = 10_000, **options: Any) -> fields.List[Any]:
     return fields.List(uid(), validate=validate.Length(max=limit), **_need(options))
 
 
-def chain(**options: Any) -> fields.List:
+def chain(**options: Any) -> fields.List[Any]:
     """Volume ids, leaf first; null where a node is a file that is no volume of ours."""
     return fields.List(uid(allow_none=True), validate=validate.Length(max=10_000), **_need(options))
 
 
-def words(**options: Any) -> fields.List:
+def words(**options: Any) -> fields.List[Any]:
     return fields.List(fields.String(), validate=validate.Length(max=10_000), **_need(options))
 
 

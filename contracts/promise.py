@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Literal
 
-from marshmallow import EXCLUDE, RAISE, Schema, ValidationError
+from marshmallow import Schema, ValidationError
 
-from contracts import errors
+from contracts.errors import ALWAYS, BadRequest, Problem
 
 
 @dataclass(frozen=True)
@@ -18,7 +18,7 @@ class Rpc:
     method: str
     request: type[Schema]
     reply: type[Schema]
-    errors: tuple[type[errors.Problem], ...] = ()
+    errors: tuple[type[Problem], ...] = ()
     deadline: float = 10.0
     version: int = 1
 
@@ -28,13 +28,13 @@ class Rpc:
         return f"{self.method}_v{self.version}"
 
     def load_request(self, body: Any) -> dict[str, Any]:
-        return _load(self.request, body, unknown=RAISE)
+        return _load(self.request, body, unknown="raise")
 
     def load_reply(self, body: Any) -> dict[str, Any]:
-        return _load(self.reply, body, unknown=EXCLUDE)
+        return _load(self.reply, body, unknown="exclude")
 
-    def allows(self, problem: errors.Problem) -> bool:
-        return isinstance(problem, self.errors + errors.ALWAYS)
+    def allows(self, problem: Problem) -> bool:
+        return isinstance(problem, self.errors + ALWAYS)
 
 
 @dataclass(frozen=True)
@@ -52,12 +52,12 @@ class Event:
         return f"{self.name}.v{self.version}"
 
     def load(self, body: Any) -> dict[str, Any]:
-        return _load(self.payload, body, unknown=EXCLUDE)
+        return _load(self.payload, body, unknown="exclude")
 
 
-def _load(schema: type[Schema], body: Any, *, unknown: str) -> dict[str, Any]:
+def _load(schema: type[Schema], body: Any, *, unknown: Literal["raise", "exclude"]) -> dict[str, Any]:
     try:
         loaded: dict[str, Any] = schema().load(body, unknown=unknown)
     except ValidationError as problem:
-        raise errors.BadRequest(errors=problem.normalized_messages()) from None
+        raise BadRequest(errors=problem.messages) from None
     return loaded

@@ -1,0 +1,410 @@
+"""What exists: data centers, clusters, hosts, storage domains, VMs with their NICs, disks.
+
+The caller picks every id, so that a request repeated with the same id and body finds its work done; the same
+id with another body is IdempotencyConflict. Changes name the version that was read (VersionMismatch).
+"""
+
+from __future__ import annotations
+
+from contracts import errors, hostagent
+from contracts import fields as f
+from contracts.errors import Problem
+from contracts.promise import Event, Rpc
+
+OWNER = "inventory"
+
+
+class ById(f.Request):
+    id = f.uid()
+
+
+class Page(f.Request):
+    """A page of a list: `after` is the cursor of the last page's answer, `limit` the most rows."""
+
+    after = f.text(256, allow_none=True, load_default=None)
+    limit = f.count(1, 1000, load_default=100)
+
+
+class Rows(f.Fact):
+    """`next` is the cursor of the next page, null at the end; `total` counts all rows of the filter."""
+
+    next = f.text(256, allow_none=True)
+    total = f.count()
+
+
+class Version(f.Request):
+    """Which object, and the version that was read."""
+
+    id = f.uid()
+    version = f.count(1)
+
+
+# -- data centers and clusters ----------------------------------------------------------------------------
+
+
+class CreateDataCenter(f.Request):
+    """`mac_first` to `mac_last` is the pool that NICs without an address draw from."""
+
+    id = f.uid()
+    name = f.name()
+    description = f.text(load_default="")
+    mac_first = f.mac(load_default="56:6f:1a:00:00:00")
+    mac_last = f.mac(load_default="56:6f:1a:00:ff:ff")
+
+
+class DataCenter(f.Fact):
+    id = f.uid()
+    name = f.name()
+    description = f.text()
+    mac_first = f.mac()
+    mac_last = f.mac()
+    version = f.count(1)
+    created_at = f.time()
+
+
+class ChangeDataCenter(Version):
+    name = f.name(load_default=None, allow_none=True)
+    description = f.text(load_default=None, allow_none=True)
+
+
+class DataCenters(Rows):
+    items = f.many(DataCenter)
+
+
+class CreateCluster(f.Request):
+    id = f.uid()
+    name = f.name()
+    data_center_id = f.uid()
+    description = f.text(load_default="")
+
+
+class Cluster(f.Fact):
+    id = f.uid()
+    name = f.name()
+    data_center_id = f.uid()
+    description = f.text()
+    version = f.count(1)
+    created_at = f.time()
+
+
+class ChangeCluster(Version):
+    name = f.name(load_default=None, allow_none=True)
+    description = f.text(load_default=None, allow_none=True)
+
+
+class Clusters(Rows):
+    items = f.many(Cluster)
+
+
+class ListClusters(Page):
+    data_center_id = f.uid(load_default=None, allow_none=True)
+
+
+# -- hosts ------------------------------------------------------------------------------------------------
+
+
+class CreateHost(f.Request):
+    """`id` is the host id that the agent there was given at its installation (DRYSTONE_HOST_ID)."""
+
+    id = f.uid()
+    name = f.name()
+    cluster_id = f.uid()
+
+
+class Host(f.Fact):
+    """`state`: new (its agent was never heard), up, problem (its agent says what is wrong), non_responsive.
+    `clock_offset` in seconds, how far its clock is ahead of ours; `last_seen` null while new."""
+
+    id = f.uid()
+    name = f.name()
+    cluster_id = f.uid()
+    state = f.choice("new", "up", "problem", "non_responsive")
+    problem = f.text(allow_none=True)
+    facts = f.nested(hostagent.HostFacts, allow_none=True)
+    boot_id = f.text(allow_none=True)
+    clock_offset = f.number(allow_none=True)
+    last_seen = f.time(allow_none=True)
+    version = f.count(1)
+    created_at = f.time()
+
+
+class Hosts(Rows):
+    items = f.many(Host)
+
+
+class ListHosts(Page):
+    cluster_id = f.uid(load_default=None, allow_none=True)
+
+
+# -- storage domains --------------------------------------------------------------------------------------
+
+
+class CreateStorageDomain(f.Request):
+    """`path`: an existing empty directory (local, or a mount point that all hosts have). `host_id`: who writes
+    the layout; null lets Drystone choose a host of the data center."""
+
+    id = f.uid()
+    name = f.name()
+    data_center_id = f.uid()
+    path = f.path()
+    host_id = f.uid(load_default=None, allow_none=True)
+
+
+class StorageDomain(f.Fact):
+    """`state`: creating, active, inactive, deleting, failed (`problem` says why). Sizes in bytes as last seen."""
+
+    id = f.uid()
+    name = f.name()
+    data_center_id = f.uid()
+    path = f.path()
+    type = f.choice("file")
+    layout = f.count()
+    state = f.choice("creating", "active", "inactive", "deleting", "failed")
+    problem = f.text(allow_none=True)
+    total = f.size(allow_none=True)
+    free = f.size(allow_none=True)
+    version = f.count(1)
+    created_at = f.time()
+
+
+class StorageDomains(Rows):
+    items = f.many(StorageDomain)
+
+
+class ListStorageDomains(Page):
+    data_center_id = f.uid(load_default=None, allow_none=True)
+
+
+# -- disks ------------------------------------------------------------------------------------------------
+
+
+class CreateDisk(f.Request):
+    """`capacity` in bytes, a multiple of 512. `vm_id` plugs it there (the VM must be down)."""
+
+    id = f.uid()
+    alias = f.name()
+    domain_id = f.uid()
+    capacity = f.size(512)
+    format = f.choice("cow", "raw", load_default="cow")
+    vm_id = f.uid(load_default=None, allow_none=True)
+    bus = f.choice("virtio", "scsi", "sata", load_default="virtio")
+    boot_order = f.count(1, 99, load_default=None, allow_none=True)
+
+
+class Disk(f.Fact):
+    """`first_volume_id`: the volume that the disk began with. `state`: creating, ok, deleting, failed."""
+
+    id = f.uid()
+    alias = f.name()
+    domain_id = f.uid()
+    capacity = f.size()
+    format = f.choice("cow", "raw")
+    first_volume_id = f.uid()
+    vm_id = f.uid(allow_none=True)
+    bus = f.choice("virtio", "scsi", "sata")
+    boot_order = f.count(allow_none=True)
+    state = f.choice("creating", "ok", "deleting", "failed")
+    problem = f.text(allow_none=True)
+    version = f.count(1)
+    created_at = f.time()
+
+
+class Disks(Rows):
+    items = f.many(Disk)
+
+
+class ListDisks(Page):
+    domain_id = f.uid(load_default=None, allow_none=True)
+    vm_id = f.uid(load_default=None, allow_none=True)
+
+
+class PlugDisk(Version):
+    """Plug a disk into a VM that is down, or unplug it (`vm_id` null)."""
+
+    vm_id = f.uid(allow_none=True)
+
+
+# -- VMs --------------------------------------------------------------------------------------------------
+
+
+class NewNic(f.Request):
+    """`mac` null: the next free one of the data center's pool."""
+
+    id = f.uid()
+    name = f.name()
+    mac = f.mac(load_default=None, allow_none=True)
+    model = f.choice("virtio", "e1000", load_default="virtio")
+    network = f.name(load_default=None, allow_none=True)
+    linked = f.flag(load_default=True)
+
+
+class Nic(f.Fact):
+    id = f.uid()
+    name = f.name()
+    mac = f.mac()
+    model = f.choice("virtio", "e1000")
+    network = f.name(allow_none=True)
+    linked = f.flag()
+
+
+class CreateVm(f.Request):
+    """`memory` in bytes."""
+
+    id = f.uid()
+    name = f.name()
+    cluster_id = f.uid()
+    description = f.text(load_default="")
+    memory = f.size(16 * 2**20)
+    cpus = f.count(1, 512, load_default=1)
+    firmware = f.choice("bios", "uefi", load_default="bios")
+    display = f.choice("none", "vnc", load_default="vnc")
+    boot = f.nested(hostagent.DirectBoot, load_default=None, allow_none=True)
+    nics = f.many(NewNic, 32, load_default=list)
+
+
+class ChangeVm(Version):
+    """Only the fields that are given change; hardware changes need the VM down."""
+
+    name = f.name(load_default=None, allow_none=True)
+    description = f.text(load_default=None, allow_none=True)
+    memory = f.size(16 * 2**20, load_default=None, allow_none=True)
+    cpus = f.count(1, 512, load_default=None, allow_none=True)
+    firmware = f.choice("bios", "uefi", load_default=None, allow_none=True)
+    display = f.choice("none", "vnc", load_default=None, allow_none=True)
+    boot = f.nested(hostagent.DirectBoot, load_default=None, allow_none=True)
+    nics = f.many(NewNic, 32, load_default=None, allow_none=True)
+
+
+VM_STATES = ("down", "starting", "running", "paused", "shutting_down", "powering_off", "unsure", "unknown")
+
+
+class Vm(f.Fact):
+    """`state` follows QEMU: `unsure` when QEMU and libvirt differ, `unknown` when its host is silent.
+    `host_id`: where it runs or may run, null when it is down. `disks` are the plugged ones."""
+
+    id = f.uid()
+    name = f.name()
+    cluster_id = f.uid()
+    data_center_id = f.uid()
+    description = f.text()
+    memory = f.size()
+    cpus = f.count()
+    firmware = f.choice("bios", "uefi")
+    display = f.choice("none", "vnc")
+    boot = f.nested(hostagent.DirectBoot, allow_none=True)
+    nics = f.many(Nic)
+    disks = f.many(Disk)
+    state = f.choice(*VM_STATES)
+    reason = f.text()
+    host_id = f.uid(allow_none=True)
+    version = f.count(1)
+    created_at = f.time()
+
+
+class Vms(Rows):
+    items = f.many(Vm)
+
+
+class ListVms(Page):
+    cluster_id = f.uid(load_default=None, allow_none=True)
+    host_id = f.uid(load_default=None, allow_none=True)
+    name = f.name(load_default=None, allow_none=True)
+
+
+class StartVm(f.Request):
+    """`host_id` null lets Drystone choose a host of the VM's cluster."""
+
+    id = f.uid()
+    host_id = f.uid(load_default=None, allow_none=True)
+
+
+class Gone(f.Fact):
+    """Something was deleted."""
+
+    id = f.uid()
+
+
+_NEW = (errors.AlreadyExists, errors.IdempotencyConflict, errors.NotFound)
+_CHANGE = (errors.NotFound, errors.VersionMismatch, errors.AlreadyExists)
+_HOST = (errors.HostNotUp, errors.NoHost, errors.ClockOff)
+_POWER: tuple[type[Problem], ...] = (*_HOST, errors.NotFound, *hostagent.start_vm.errors, errors.DomainNotActive)
+
+create_data_center = Rpc(OWNER, "create_data_center", CreateDataCenter, DataCenter, (*_NEW, errors.LimitExceeded))
+get_data_center = Rpc(OWNER, "get_data_center", ById, DataCenter, (errors.NotFound,))
+list_data_centers = Rpc(OWNER, "list_data_centers", Page, DataCenters)
+change_data_center = Rpc(OWNER, "change_data_center", ChangeDataCenter, DataCenter, _CHANGE)
+delete_data_center = Rpc(OWNER, "delete_data_center", Version, Gone, (*_CHANGE, errors.StillInUse))
+
+create_cluster = Rpc(OWNER, "create_cluster", CreateCluster, Cluster, _NEW)
+get_cluster = Rpc(OWNER, "get_cluster", ById, Cluster, (errors.NotFound,))
+list_clusters = Rpc(OWNER, "list_clusters", ListClusters, Clusters)
+change_cluster = Rpc(OWNER, "change_cluster", ChangeCluster, Cluster, _CHANGE)
+delete_cluster = Rpc(OWNER, "delete_cluster", Version, Gone, (*_CHANGE, errors.StillInUse))
+
+create_host = Rpc(OWNER, "create_host", CreateHost, Host, _NEW)
+get_host = Rpc(OWNER, "get_host", ById, Host, (errors.NotFound,))
+list_hosts = Rpc(OWNER, "list_hosts", ListHosts, Hosts)
+delete_host = Rpc(OWNER, "delete_host", Version, Gone, (*_CHANGE, errors.StillInUse))
+
+create_storage_domain = Rpc(
+    OWNER,
+    "create_storage_domain",
+    CreateStorageDomain,
+    StorageDomain,
+    (*_NEW, *_HOST, *hostagent.create_domain.errors),
+    deadline=40,
+)
+get_storage_domain = Rpc(OWNER, "get_storage_domain", ById, StorageDomain, (errors.NotFound,))
+list_storage_domains = Rpc(OWNER, "list_storage_domains", ListStorageDomains, StorageDomains)
+delete_storage_domain = Rpc(
+    OWNER,
+    "delete_storage_domain",
+    Version,
+    Gone,
+    (*_CHANGE, *_HOST, *hostagent.delete_domain.errors),
+    deadline=40,
+)
+
+create_disk = Rpc(
+    OWNER,
+    "create_disk",
+    CreateDisk,
+    Disk,
+    (*_NEW, *_HOST, *hostagent.create_volume.errors, errors.DomainNotActive, errors.VmWrongState),
+    deadline=70,
+)
+get_disk = Rpc(OWNER, "get_disk", ById, Disk, (errors.NotFound,))
+list_disks = Rpc(OWNER, "list_disks", ListDisks, Disks)
+plug_disk = Rpc(OWNER, "plug_disk", PlugDisk, Disk, (*_CHANGE, errors.VmWrongState, errors.StillInUse))
+delete_disk = Rpc(
+    OWNER,
+    "delete_disk",
+    Version,
+    Gone,
+    (*_CHANGE, *_HOST, *hostagent.delete_disk.errors, errors.VmWrongState, errors.DomainNotActive),
+    deadline=130,
+)
+
+create_vm = Rpc(OWNER, "create_vm", CreateVm, Vm, (*_NEW, errors.MacTaken, errors.MacPoolEmpty))
+get_vm = Rpc(OWNER, "get_vm", ById, Vm, (errors.NotFound,))
+list_vms = Rpc(OWNER, "list_vms", ListVms, Vms)
+change_vm = Rpc(OWNER, "change_vm", ChangeVm, Vm, (*_CHANGE, errors.VmWrongState, errors.MacTaken, errors.MacPoolEmpty))
+delete_vm = Rpc(
+    OWNER, "delete_vm", Version, Gone, (*_CHANGE, errors.VmWrongState, errors.StillInUse, *_HOST), deadline=130
+)
+start_vm = Rpc(OWNER, "start_vm", StartVm, Vm, _POWER, deadline=70)
+shut_down_vm = Rpc(OWNER, "shut_down_vm", ById, Vm, _POWER, deadline=20)
+power_off_vm = Rpc(OWNER, "power_off_vm", ById, Vm, _POWER, deadline=40)
+
+data_center_changed = Event(OWNER, "data_center_changed", DataCenter)
+data_center_deleted = Event(OWNER, "data_center_deleted", Gone)
+cluster_changed = Event(OWNER, "cluster_changed", Cluster)
+cluster_deleted = Event(OWNER, "cluster_deleted", Gone)
+host_changed = Event(OWNER, "host_changed", Host)
+host_deleted = Event(OWNER, "host_deleted", Gone)
+storage_domain_changed = Event(OWNER, "storage_domain_changed", StorageDomain)
+storage_domain_deleted = Event(OWNER, "storage_domain_deleted", Gone)
+disk_changed = Event(OWNER, "disk_changed", Disk)
+disk_deleted = Event(OWNER, "disk_deleted", Gone)
+vm_changed = Event(OWNER, "vm_changed", Vm)
+vm_deleted = Event(OWNER, "vm_deleted", Gone)

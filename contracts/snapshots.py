@@ -1,0 +1,262 @@
+"""Snapshots, volume chains, merges and removals.
+
+Words: a volume is one file of a chain, the last one is active (the leaf). A snapshot names one volume per disk.
+Removing snapshot S merges the volume above S's (top) down into S's own (base); base survives, top is deleted.
+A merge is the flow for one disk; a removal is what a user asked for. Every flow is a job with the same id.
+"""
+
+from __future__ import annotations
+
+from contracts import errors, hostagent
+from contracts import fields as f
+from contracts.inventory import ById, Page, Rows
+from contracts.promise import Event, Rpc
+
+OWNER = "snapshots"
+
+
+# -- jobs -------------------------------------------------------------------------------------------------
+
+JOB_STATES = ("running", "undoing", "done", "undone", "stuck")
+
+
+class Reason(f.Fact):
+    """A declared error: its code, its fields (`details`), its message and its advice in words."""
+
+    code = f.text()
+    details = f.anything()
+    message = f.text()
+    hint = f.text()
+
+
+class Progress(f.Fact):
+    """Bytes done and to do, bytes per second; `end` 0 while unknown."""
+
+    cur = f.size()
+    end = f.size()
+    rate = f.size()
+
+
+class JobStep(f.Fact):
+    """`state`: waiting, running, done."""
+
+    name = f.text()
+    state = f.choice("waiting", "running", "done")
+
+
+class Job(f.Fact):
+    """Long work. `kind`: snapshot (creating one), removal, merge. `state`: running, undoing, done, undone (it
+    failed or was cancelled; nothing of it is left, `reason` says why), stuck (a person is needed: `action`).
+    `parent_id`: the removal that a merge belongs to. `finished_at` null while it goes on."""
+
+    id = f.uid()
+    kind = f.choice("snapshot", "removal", "merge")
+    parent_id = f.uid(allow_none=True)
+    vm_id = f.uid()
+    snapshot_id = f.uid(allow_none=True)
+    disk_id = f.uid(allow_none=True)
+    user = f.text()
+    description = f.text()
+    state = f.choice(*JOB_STATES)
+    step = f.text()
+    steps = f.many(JobStep)
+    progress = f.nested(Progress)
+    reason = f.nested(Reason, allow_none=True)
+    action = f.text(allow_none=True)
+    cancellable = f.flag()
+    result = f.anything(allow_none=True)
+    version = f.count(1)
+    created_at = f.time()
+    finished_at = f.time(allow_none=True)
+
+
+class Jobs(Rows):
+    items = f.many(Job)
+
+
+class ListJobs(Page):
+    vm_id = f.uid(load_default=None, allow_none=True)
+    parent_id = f.uid(load_default=None, allow_none=True)
+    state = f.choice(*JOB_STATES, load_default=None, allow_none=True)
+
+
+class JobBandwidth(f.Request):
+    """`bandwidth` in bytes per second, 0: no limit."""
+
+    id = f.uid()
+    bandwidth = f.size()
+
+
+# -- snapshots --------------------------------------------------------------------------------------------
+
+
+class CreateSnapshot(f.Request):
+    """`job_id` names the job, `disk_ids` null takes all plugged disks. `quiesce`: auto freezes the guest's file
+    systems when its agent answers, required fails without, never does not ask."""
+
+    id = f.uid()
+    job_id = f.uid()
+    vm_id = f.uid()
+    description = f.text(1024, load_default="")
+    disk_ids = f.uids(64, load_default=None, allow_none=True)
+    quiesce = f.choice("auto", "required", "never", load_default="auto")
+
+
+class SnapshotDisk(f.Fact):
+    """`volume_id`: the volume that holds this disk as it was. Sizes in bytes; null where not yet known."""
+
+    disk_id = f.uid()
+    alias = f.text()
+    volume_id = f.uid()
+    actual_size = f.size(allow_none=True)
+
+
+class Snapshot(f.Fact):
+    """`state`: creating, ok, removing. `restorable` is false for good once a merge of it has begun: its volumes
+    are then mixtures of two moments. `partly_removed`: only some of its disks could be removed, the rest is here."""
+
+    id = f.uid()
+    vm_id = f.uid()
+    description = f.text()
+    state = f.choice("creating", "ok", "removing")
+    restorable = f.flag()
+    partly_removed = f.flag()
+    quiesced = f.flag()
+    live = f.flag()
+    disks = f.many(SnapshotDisk)
+    job_id = f.uid(allow_none=True)
+    version = f.count(1)
+    created_at = f.time()
+
+
+class Snapshots(Rows):
+    items = f.many(Snapshot)
+
+
+class ListSnapshots(Page):
+    vm_id = f.uid(load_default=None, allow_none=True)
+
+
+class RemoveSnapshot(f.Request):
+    """`job_id` names the removal. `bandwidth` in bytes per second for each disk, 0: no limit."""
+
+    id = f.uid()
+    job_id = f.uid()
+    bandwidth = f.size(load_default=0)
+
+
+# -- chains -----------------------------------------------------------------------------------------------
+
+
+class GetChain(f.Request):
+    disk_id = f.uid()
+
+
+class ChainVolume(f.Fact):
+    """One volume of a chain as the database has it. `snapshot_id` null for the active one."""
+
+    volume_id = f.uid()
+    parent_id = f.uid(allow_none=True)
+    snapshot_id = f.uid(allow_none=True)
+    description = f.text()
+    active = f.flag()
+    actual_size = f.size(allow_none=True)
+
+
+class Chain(f.Fact):
+    """The chain of a disk, first volume first, and what the host says of it (null: nobody could be asked)."""
+
+    disk_id = f.uid()
+    vm_id = f.uid(allow_none=True)
+    volumes = f.many(ChainVolume)
+    facts = f.nested(hostagent.DiskFacts, allow_none=True)
+
+
+# -- merges -----------------------------------------------------------------------------------------------
+
+
+class Merge(f.Fact):
+    """The merge of one disk. `kind`: internal, or active (with a pivot). `stall` holds, for an active one, the
+    milliseconds of each part of the guest's standstill."""
+
+    id = f.uid()
+    removal_id = f.uid()
+    vm_id = f.uid()
+    disk_id = f.uid()
+    snapshot_id = f.uid()
+    base_id = f.uid()
+    top_id = f.uid()
+    kind = f.choice("internal", "active")
+    state = f.choice(*JOB_STATES)
+    step = f.text()
+    progress = f.nested(Progress)
+    bytes_merged = f.size()
+    bytes_returned = f.size()
+    stall = f.nested(hostagent.Pivoted, allow_none=True)
+    reason = f.nested(Reason, allow_none=True)
+    version = f.count(1)
+
+
+class Merges(Rows):
+    items = f.many(Merge)
+
+
+class ListMerges(Page):
+    removal_id = f.uid(load_default=None, allow_none=True)
+    disk_id = f.uid(load_default=None, allow_none=True)
+
+
+class SnapshotGone(f.Fact):
+    id = f.uid()
+    vm_id = f.uid()
+
+
+_START = (
+    errors.NotFound,
+    errors.IdempotencyConflict,
+    errors.AlreadyExists,
+    errors.DiskBusy,
+    errors.VmWrongState,
+    errors.VmUnsure,
+    errors.HostNotUp,
+    errors.NoHost,
+    errors.ClockOff,
+    errors.DomainNotActive,
+    errors.ChainDiffers,
+    errors.ChainBroken,
+    errors.NoSpace,
+    errors.StillInUse,
+    errors.VolumeInUse,
+    errors.BackingOutside,
+    errors.ForeignJob,
+    errors.SnapshotNotRestorable,
+    errors.HypervisorAway,
+    errors.StorageTimeout,
+    errors.StorageFailed,
+    errors.LimitExceeded,
+)
+
+create_snapshot = Rpc(OWNER, "create_snapshot", CreateSnapshot, Job, _START, deadline=30)
+get_snapshot = Rpc(OWNER, "get_snapshot", ById, Snapshot, (errors.NotFound,))
+list_snapshots = Rpc(OWNER, "list_snapshots", ListSnapshots, Snapshots)
+remove_snapshot = Rpc(OWNER, "remove_snapshot", RemoveSnapshot, Job, _START, deadline=30)
+get_chain = Rpc(OWNER, "get_chain", GetChain, Chain, (errors.NotFound,), deadline=20)
+
+get_job = Rpc(OWNER, "get_job", ById, Job, (errors.NotFound,))
+list_jobs = Rpc(OWNER, "list_jobs", ListJobs, Jobs)
+cancel_job = Rpc(OWNER, "cancel_job", ById, Job, (errors.NotFound, errors.TooLate))
+resume_job = Rpc(OWNER, "resume_job", ById, Job, (errors.NotFound, errors.VmWrongState))
+limit_job = Rpc(
+    OWNER, "limit_job", JobBandwidth, Job, (errors.NotFound, errors.TooLate, *hostagent.set_bandwidth.errors)
+)
+
+get_merge = Rpc(OWNER, "get_merge", ById, Merge, (errors.NotFound,))
+list_merges = Rpc(OWNER, "list_merges", ListMerges, Merges)
+
+check_idle = Rpc(OWNER, "check_idle", ById, f.Nothing, (errors.StillInUse, errors.DiskBusy))
+
+snapshot_changed = Event(OWNER, "snapshot_changed", Snapshot)
+snapshot_deleted = Event(OWNER, "snapshot_deleted", SnapshotGone)
+merge_changed = Event(OWNER, "merge_changed", Merge)
+merge_finished = Event(OWNER, "merge_finished", Merge)
+job_changed = Event(OWNER, "job_changed", Job)
