@@ -55,7 +55,7 @@ def text(limit: int = 4096, **options: Any) -> fields.String:
 
 def path(**options: Any) -> fields.String:
     """An absolute path on a host, without '..' parts or control characters."""
-    rule = validate.Regexp(r"/(?!.*(^|/)\.\.(/|$))[^\x00-\x1f\x7f]*\Z", error="Not an absolute path without '..'.")
+    rule = validate.Regexp(r"/(?!(.*/)?\.\.(/|\Z))[^\x00-\x1f\x7f]*\Z", error="Not an absolute path without '..'.")
     return fields.String(validate=[validate.Length(1, 1024), rule], **_need(options))
 
 
