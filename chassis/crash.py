@@ -1,0 +1,39 @@
+"""Named crash points: tests kill a process with SIGKILL at exactly one of them.
+
+Set `DRYSTONE_CRASH` to a point's name, or `DRYSTONE_CRASH_FILE` to a file whose first line names it. The file is
+renamed before the kill, so that it fires once and the restarted process lives.
+"""
+
+from __future__ import annotations
+
+import os
+import signal
+
+
+def point(name: str) -> None:
+    """Die here if this point was chosen; costs two look-ups in a dictionary when none was."""
+    if os.environ.get("DRYSTONE_CRASH") == name:
+        _die()
+    path = os.environ.get("DRYSTONE_CRASH_FILE")
+    if path and _named_in(path) == name and _consume(path):
+        _die()
+
+
+def _named_in(path: str) -> str:
+    try:
+        with open(path, encoding="utf-8") as file:
+            return file.readline().strip()
+    except OSError:
+        return ""
+
+
+def _consume(path: str) -> bool:
+    try:
+        os.rename(path, path + ".fired")
+    except FileNotFoundError:
+        return False  # another process was faster; it dies, we go on
+    return True
+
+
+def _die() -> None:
+    os.kill(os.getpid(), signal.SIGKILL)
