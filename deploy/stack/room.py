@@ -108,9 +108,7 @@ class Room:
             raise RoomGone(f"room {self.name} is not running")
         return ["nsenter", "-t", str(self.pid), "-m", "-p", "-u"]
 
-    def spawn(
-        self, name: str, argv: Command, env: Mapping[str, str] | None = None, cwd: Path | None = None
-    ) -> Running:
+    def spawn(self, name: str, argv: Command, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Running:
         """Start a long-lived process; what it prints is appended to `<folder>/log/<name>.log`."""
         with self._log(name).open("ab") as log:
             door = self._popen(argv, env, cwd, log)

@@ -1,0 +1,133 @@
+"""A namespace host: its own libvirtd, its own /proc, hostname and libvirt folders, at the machine's native speed.
+
+What it lacks is a kernel and a watchdog of its own. Ending it is a power cut: libvirtd, QEMU and agent die at once.
+QEMU runs as root and opens files itself; there is no virtlogd (`stdio_handler = "file"`), no cgroup and no network.
+"""
+
+import os
+import signal
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from deploy.stack import proc, wait
+from deploy.stack.room import Command, Room, RoomGone, Running
+
+CONTROL = Path(__file__).with_name("libvirtd-control")
+PRIVATE = {
+    "etc": "/etc/libvirt",
+    "run": "/run/libvirt",
+    "lib": "/var/lib/libvirt",
+    "qemu-log": "/var/log/libvirt",
+    "cache": "/var/cache/libvirt",
+    "sanlock": "/run/sanlock",
+}
+QEMU_CONF = """\
+# root, or disks in a private folder are refused
+user = "root"
+group = "root"
+dynamic_ownership = 0
+remember_owner = 0
+security_driver = "none"
+# two hosts of one machine would share one cgroup and one /dev
+cgroup_controllers = []
+namespaces = []
+# QEMU writes its log and its serial files itself: virtlogd would cut them at 2 MiB
+stdio_handler = "file"
+"""
+
+
+@dataclass
+class Host:
+    """`folder` is made; `id` is the host's UUID (libvirt's host_uuid too). Start with `start`, end with `end`."""
+
+    folder: Path
+    name: str = "h1"
+    id: str = field(default_factory=lambda: str(uuid.uuid4()))
+    keep: bool = False
+    room: Room = field(init=False)
+
+    def __post_init__(self) -> None:
+        binds = {self.folder / part: place for part, place in PRIVATE.items()}
+        self.room = Room(self.name, self.folder, binds, hostname=self.name, keep=self.keep)
+
+    def start(self, seconds: float = 60.0) -> None:
+        """Power on: the room and libvirtd. A host that was ended before starts with empty /run and its old /var."""
+        for part, place in PRIVATE.items():
+            (self.folder / part).mkdir(parents=True, exist_ok=True)
+            Path(place).mkdir(parents=True, exist_ok=True)  # what is bound over must exist on the machine
+        self._configure()
+        self.room.start()
+        self.start_libvirtd(seconds)
+
+    def end(self) -> None:
+        """Power cut: everything on the host is killed at once; folders stay."""
+        self.room.end()
+        for part in ("run", "sanlock"):  # what lives in memory on a real host
+            _empty(self.folder / part)
+
+    def start_libvirtd(self, seconds: float = 60.0) -> None:
+        """Start libvirtd unless it runs, and wait until it answers."""
+        self.room.run([CONTROL, "start"], seconds=seconds)
+
+        def look() -> bool:
+            return "running" in self.room.run(
+                ["sh", "-c", "virsh -q connect qemu:///system && echo running || true"], seconds=seconds
+            )
+
+        wait.until(f"libvirtd of {self.name} (see {self.folder}/log)", look, seconds)
+
+    def stop_libvirtd(self) -> None:
+        """SIGTERM; guests run on."""
+        self.room.run([CONTROL, "stop"])
+
+    def kill_libvirtd(self) -> None:
+        """SIGKILL, from outside, at once (for crash tests that count milliseconds); returns when it is dead."""
+        pid = self.libvirtd_pid()
+        os.kill(pid, signal.SIGKILL)
+        wait.until(f"the end of libvirtd {pid}", lambda: proc.state(pid) in ("", "Z"), 10, every=0.001)
+
+    def libvirtd_pid(self) -> int:
+        """The real pid of libvirtd; RoomGone when it does not run."""
+        return self._pid_in(self.folder / "run/libvirtd.pid")
+
+    def qemu_pid(self, vm: str) -> int:
+        """The real pid of the QEMU of a domain, found by libvirt's pid file; RoomGone when there is none."""
+        return self._pid_in(self.folder / f"run/qemu/{vm}.pid")
+
+    def run(self, *argv: str | Path, seconds: float = 60.0, check: bool = True) -> str:
+        """Run a command on the host; returns what it printed, CalledProcessError carries its stderr as a note."""
+        return self.room.run(argv, seconds=seconds, check=check)
+
+    def virsh(self, *words: str | Path, seconds: float = 60.0) -> str:
+        return self.run("virsh", "-q", "-c", "qemu:///system", *words, seconds=seconds)
+
+    def spawn(self, name: str, argv: Command, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Running:
+        """Start a long-lived process on the host, for example its agent; its log is `<folder>/log/<name>.log`."""
+        return self.room.spawn(name, argv, env, cwd)
+
+    def _pid_in(self, pidfile: Path) -> int:
+        try:
+            inner = int(pidfile.read_text())
+        except (OSError, ValueError) as error:
+            raise RoomGone(f"{self.name}: no pid in {pidfile}") from error
+        pid = self.room.outside(inner)
+        if pid is None or proc.state(pid) in "Z":
+            raise RoomGone(f"{self.name}: process {inner} of {pidfile.name} is not running")
+        return pid
+
+    def _configure(self) -> None:
+        etc = self.folder / "etc"
+        (etc / "qemu").mkdir(exist_ok=True)
+        (etc / "qemu.conf").write_text(QEMU_CONF)
+        (etc / "libvirtd.conf").write_text(
+            f'host_uuid = "{self.id}"\nauth_unix_ro = "none"\nauth_unix_rw = "none"\n'
+            f'log_outputs = "2:file:{PRIVATE["qemu-log"]}/libvirtd.log"\n'
+        )
+        (etc / "libvirt.conf").write_text("")
+
+
+def _empty(folder: Path) -> None:
+    for entry in sorted(folder.rglob("*"), reverse=True):
+        entry.rmdir() if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)
