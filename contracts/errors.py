@@ -369,11 +369,77 @@ class TooLate(Problem):
     hint = "Wait for it: drystone job wait {flow_id}."
 
 
+class NotSettled(Problem):
+    code = "not_settled"
+    status = 409
+    message = "{flow_id}: the step {step} was asked for {tries} times and did not happen."
+    hint = "Look at the log of the host agent for the reason, then repeat the request."
+
+
+class FlowWrongState(Problem):
+    code = "flow_wrong_state"
+    status = 409
+    message = "{flow_id} is {state}; {action} needs it {needs}."
+    hint = "Look at it: drystone job show {flow_id}."
+
+
 class PivotFailed(Problem):
     code = "pivot_failed"
     status = 409
     message = "QEMU refused the pivot of disk {disk_id} {tries} times: {reason}."
     hint = "The merge was cancelled and the chain is intact; repeat the request."
+
+
+# -- at the HTTP door -------------------------------------------------------------------------------------
+
+
+class BadBody(Problem):
+    code = "bad_body"
+    status = 400
+    message = "The body is not a JSON object: {reason}."
+    hint = "Send one JSON object in UTF-8."
+
+
+class UnsupportedMedia(Problem):
+    code = "unsupported_media"
+    status = 415
+    message = "Bodies must be application/json, not {type}."
+    hint = "Send Content-Type: application/json."
+
+
+class BodyTooLarge(Problem):
+    code = "body_too_large"
+    status = 413
+    message = "The body has more than {limit} bytes."
+    hint = "Nothing that Drystone takes is that large."
+
+
+class BadHttp(Problem):
+    code = "bad_http"
+    status = 400
+    message = "The HTTP request cannot be understood: {reason}."
+    hint = "The description of all requests is at /api/v1/openapi.json."
+
+
+class NoSuchAddress(Problem):
+    code = "no_such_address"
+    status = 404
+    message = "There is nothing at {path}."
+    hint = "All addresses are listed at /api/v1/openapi.json."
+
+
+class MethodNotAllowed(Problem):
+    code = "method_not_allowed"
+    status = 405
+    message = "{method} is not possible at {path}; possible: {allowed}."
+    hint = "All addresses are listed at /api/v1/openapi.json."
+
+
+class TooManyStreams(Problem):
+    code = "too_many_streams"
+    status = 429
+    message = "{limit} event streams are open already."
+    hint = "Close one, or raise DRYSTONE_STREAM_LIMIT of the gateway."
 
 
 def _walk(kind: type[Problem]) -> Iterator[type[Problem]]:
