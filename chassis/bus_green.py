@@ -18,9 +18,9 @@ from typing import Any
 # by address or resolved by a local cache, and while they are away there is little else to do anyway.
 os.environ.setdefault("EVENTLET_NO_GREENDNS", "yes")
 
-with warnings.catch_warnings():
-    # It announces the end of its support (about April 2027). That is why it is kept inside these files.
-    warnings.simplefilter("ignore", DeprecationWarning)
+with warnings.catch_warnings(record=True):
+    # It announces the end of its support (about April 2027). That is why it is kept inside these files. A filter
+    # would not do: it puts its own in front.
     import eventlet
     import eventlet.event
     import eventlet.hubs

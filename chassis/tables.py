@@ -67,6 +67,31 @@ flows = sa.Table(
 )
 
 
+# News that wait for the broker, in the order they were told. `writer` is the process that told them: it publishes
+# them at once; others only take over what got old (see outbox.py).
+outbox = sa.Table(
+    "outbox",
+    frame,
+    sa.Column("id", sa.BigInteger().with_variant(sa.Integer, "sqlite"), primary_key=True, autoincrement=True),
+    sa.Column("message_id", sa.String(64), nullable=False),
+    sa.Column("exchange", sa.String(128), nullable=False),
+    sa.Column("routing_key", sa.String(255), nullable=False),
+    sa.Column("headers", sa.JSON, nullable=False),
+    sa.Column("body", sa.JSON, nullable=False),
+    sa.Column("writer", sa.String(255), nullable=False),
+    sa.Column("told_at", UtcTime, nullable=False),
+)
+
+# Messages that were handled; a second delivery finds its row and does nothing.
+inbox = sa.Table(
+    "inbox",
+    frame,
+    sa.Column("message_id", sa.String(64), primary_key=True),
+    sa.Column("heard_at", UtcTime, nullable=False),
+    sa.Index("inbox_by_time", "heard_at"),
+)
+
+
 def add_frame_tables(metadata: sa.MetaData) -> None:
     """Add the frame's tables to a service's MetaData, so that its migrations hold them."""
     for table in frame.sorted_tables:
