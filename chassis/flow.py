@@ -34,7 +34,7 @@ ACTIVE = (RUNNING, UNDOING)
 _MOVES: dict[str, frozenset[str]] = {
     "": frozenset({RUNNING}),
     RUNNING: frozenset({RUNNING, UNDOING, DONE, UNDONE, STUCK}),
-    UNDOING: frozenset({UNDOING, UNDONE, STUCK}),
+    UNDOING: frozenset({RUNNING, UNDOING, UNDONE, STUCK}),
     STUCK: frozenset({RUNNING, UNDOING, UNDONE}),
     DONE: frozenset(),
     UNDONE: frozenset(),
@@ -65,6 +65,19 @@ class NeedsPerson(Exception):
         self.reason = reason
         self.action = action or reason.advice
         super().__init__(str(reason))
+
+
+class Unknown(Exception):
+    """Raised by a step: nothing was learnt, and asking could do harm; it looks again until patience ends."""
+
+    def __init__(self, problem: errors.Problem) -> None:
+        self.problem = problem
+        super().__init__(str(problem))
+
+
+class GoOn(Exception):
+    """Raised by an undo: what it should take back has happened for good. The flow runs again at this step, past its
+    point of no return; the text says why."""
 
 
 class ClaimLost(Exception):

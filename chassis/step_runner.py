@@ -9,7 +9,7 @@ from typing import Any, Protocol
 from chassis import context, crash, flow, logs
 from chassis.clock import Clock
 from chassis.database import Database
-from chassis.flow import ClaimLost, Failed, Flow, FlowKind, FlowRow, Look, NeedsPerson, Step
+from chassis.flow import ClaimLost, Failed, Flow, FlowKind, FlowRow, GoOn, Look, NeedsPerson, Step, Unknown
 from contracts import errors
 
 # After these nobody knows whether the command was carried out: look again, never assume.
@@ -38,12 +38,6 @@ class Signal(Protocol):
 
 class Stopped(Exception):
     """The process is going down in good order; the claim is given back."""
-
-
-class _Unknown(Exception):
-    def __init__(self, problem: errors.Problem) -> None:
-        self.problem = problem
-        super().__init__(str(problem))
 
 
 def wait_of(tries: int) -> float:
@@ -122,7 +116,10 @@ class Worker:
             self._needs_person(need)
         except Failed as failure:
             self._failed(failure.problem)
-        except _Unknown as unknown:
+        except GoOn as why:
+            forward = {"state": flow.RUNNING, "undoing": False, "past": True, "reason": None, "cancel_by": None}
+            self._move(f"cannot turn back: {why}", **forward)
+        except Unknown as unknown:
             self._unknown(unknown.problem)
 
     def _step(self) -> Step:
@@ -261,20 +258,20 @@ class Worker:
     # -- small parts --------------------------------------------------------------------------------------
 
     def _call(self, part: Callable[[Flow], Any]) -> Any:
-        """Run one part of a step; everything that it may raise becomes Failed, _Unknown, NeedsPerson or ClaimLost."""
+        """Run one part of a step; everything that it may raise becomes Failed, Unknown, NeedsPerson or ClaimLost."""
         try:
             return part(self.flow)
-        except (ClaimLost, NeedsPerson, Failed):
+        except (ClaimLost, NeedsPerson, Failed, Unknown, GoOn):
             raise
         except errors.StaleClaim as stale:
             self._renumber(stale)
-            raise _Unknown(stale) from None
+            raise Unknown(stale) from None
         except errors.Problem as problem:
-            raise (_Unknown(problem) if isinstance(problem, UNKNOWN) else Failed(problem)) from None
+            raise (Unknown(problem) if isinstance(problem, UNKNOWN) else Failed(problem)) from None
         except Exception:
             number = uuid.uuid4().hex
             _log.exception("a step raised what it must not raise", correlation_id=number, step=self.flow.step)
-            raise _Unknown(errors.InternalError(correlation_id=number)) from None
+            raise Unknown(errors.InternalError(correlation_id=number)) from None
 
     def _renumber(self, stale: errors.StaleClaim) -> None:
         """Our number was refused. If another instance took over, this raises ClaimLost. If the claim is still ours,
