@@ -67,6 +67,7 @@ class Room:
     keep: bool = False
     pid: int = 0
     _outer: subprocess.Popen[bytes] | None = None
+    _doors: list[subprocess.Popen[bytes]] = field(default_factory=list)
 
     def start(self) -> None:
         """Open the room; its folders must exist."""
@@ -98,6 +99,9 @@ class Room:
         if self.alive():
             os.kill(self.pid, signal.SIGKILL)
         self._outer.wait(30)
+        for door in self._doors:
+            door.wait(30)
+        self._doors.clear()
         if self._outer.stdin is not None:
             self._outer.stdin.close()
         self._outer = None
@@ -112,6 +116,7 @@ class Room:
         """Start a long-lived process; what it prints is appended to `<folder>/log/<name>.log`."""
         with self._log(name).open("ab") as log:
             door = self._popen(argv, env, cwd, log)
+        self._doors.append(door)
         # nsenter forks once inside; its only child is the process itself
         return Running(proc.child_of(door.pid), door)
 
