@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
+
+from marshmallow import fields as kinds
 
 from contracts import errors, inventory
 from contracts import fields as f
 from contracts.promise import Rpc
 from gateway.api import stream
 from gateway.api.problems import TYPE
-from gateway.api.route import PREFIX, Route
-from gateway.api.shapes import Shape, Shapes
+from gateway.api.route import PREFIX, Route, declared
+from gateway.api.shapes import Shape, Shapes, about
 
 _AT_THE_DOOR: tuple[type[errors.Problem], ...] = (errors.Unauthorized, errors.BadHttp)
 _WITH_BODY: tuple[type[errors.Problem], ...] = (errors.BadBody, errors.UnsupportedMedia, errors.BodyTooLarge)
@@ -115,10 +117,19 @@ def _in_query(shape: Shape) -> Shape:
 
 def _body(route: Route, shapes: Shapes) -> Shape:
     shape = shapes.object(route.rest, optional=route.ids) | {"additionalProperties": False}
+    for part in route.parts:
+        shape["properties"][part]["items"] = _part(route.rest[part], shapes)
     name = f"{route.promise.request.__name__}Body"
     shapes.named[name] = shape
     content = {"application/json": {"schema": {"$ref": f"#/components/schemas/{name}"}}}
     return {"required": "required" in shape, "content": content}
+
+
+def _part(rows: kinds.Field[Any], shapes: Shapes) -> Shape:
+    """A row whose id may be left out."""
+    row = type(cast("kinds.Nested", cast("kinds.List[Any]", rows).inner).schema)
+    shapes.named[f"{row.__name__}Body"] = shapes.object(declared(row), about(row), optional=("id",))
+    return {"$ref": f"#/components/schemas/{row.__name__}Body"}
 
 
 def _success(route: Route, shapes: Shapes) -> Shape:

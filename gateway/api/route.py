@@ -9,6 +9,7 @@ The fields of the promise's request are shared out by fixed rules, which the Ope
 | named in the path                  | the path                                                                    |
 | `version` of a change              | If-Match (the ETag that was read)                                           |
 | named in `ids`                     | the body, else the Idempotency-Key, else a new one                          |
+| `id` in the rows of `parts`        | the body, else it follows from the whole's id and the row's name            |
 | the rest                           | the query for GET and DELETE, the body for POST, PUT and PATCH              |
 """
 
@@ -39,7 +40,7 @@ _WHOLE = re.compile(r"-?[0-9]{1,20}\Z")
 @dataclass(frozen=True)
 class Route:
     """`status` is the one success; `location` a template over the reply; `ids` the request's ids that the caller
-    may pick: the first is the Idempotency-Key itself, the others follow from it."""
+    may pick: the first is the Idempotency-Key itself, the others follow from it; `parts` lists of named rows."""
 
     method: str
     path: str
@@ -48,6 +49,7 @@ class Route:
     status: int = 200
     location: str = ""
     ids: tuple[str, ...] = ()
+    parts: tuple[str, ...] = ()
 
     @functools.cached_property
     def in_path(self) -> tuple[str, ...]:
@@ -103,6 +105,8 @@ def request_of(
         request["version"] = version_of(route, head("If-Match"))
     if route.ids:
         _pick_ids(route, request, head("Idempotency-Key"))
+    for name in route.parts:
+        _name_parts(request, name)
     return request
 
 
@@ -151,3 +155,16 @@ def _first_id(key: str | None) -> uuid.UUID:
     if not KEY_RULE.match(key):
         raise errors.BadRequest(errors={"Idempotency-Key": ["Must be 1 to 255 visible ASCII characters."]})
     return uuid.UUID(key) if _UUID.match(key) else uuid.uuid5(KEYS, key)
+
+
+def _name_parts(request: dict[str, Any], name: str) -> None:
+    """Anything odd is left as it is, for the schema to refuse."""
+    rows, whole = request.get(name), request.get("id")
+    if isinstance(rows, list) and isinstance(whole, str) and _UUID.match(whole):
+        request[name] = [_named(uuid.UUID(whole), row) for row in rows]
+
+
+def _named(whole: uuid.UUID, row: Any) -> Any:
+    if not isinstance(row, dict) or not isinstance(row.get("name"), str):
+        return row
+    return {"id": str(uuid.uuid5(whole, row["name"]))} | row

@@ -11,9 +11,9 @@ from gateway.api.route import Route
 
 ROUTES = (
     Route("GET", "/vms", inventory.list_vms, "List virtual machines"),
-    Route("POST", "/vms", inventory.create_vm, "Make a virtual machine", 201, "/vms/{id}", ("id",)),
+    Route("POST", "/vms", inventory.create_vm, "Make a virtual machine", 201, "/vms/{id}", ("id",), ("nics",)),
     Route("GET", "/vms/{id}", inventory.get_vm, "Show a virtual machine"),
-    Route("PATCH", "/vms/{id}", inventory.change_vm, "Change a virtual machine"),
+    Route("PATCH", "/vms/{id}", inventory.change_vm, "Change a virtual machine", parts=("nics",)),
     Route("DELETE", "/vms/{id}", inventory.delete_vm, "Delete a virtual machine that is down", 204),
     Route("POST", "/vms/{id}/start", inventory.start_vm, "Start a virtual machine"),
     Route("POST", "/vms/{id}/shutdown", inventory.shut_down_vm, "Ask the guest to shut down"),
