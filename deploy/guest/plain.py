@@ -21,7 +21,7 @@ def volume(path: Path, mib: int = 256, parent: str = "") -> Path:
     return path
 
 
-def xml(name: str, disks: list[Path], serial_log: Path, guest: image.Image, cmdline: str, kind: str = "qemu") -> str:
+def xml(name: str, disks: list[Path], serial_log: Path, guest: image.Image, cmdline: str, *, kind: str = "qemu") -> str:
     """The domain; `kind` is libvirt's: qemu (no hardware virtualisation needed) or kvm."""
     devices = "".join(DISK.format(path=path, letter=chr(ord("a") + i)) for i, path in enumerate(disks))
     return f"""\
