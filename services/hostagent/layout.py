@@ -50,12 +50,8 @@ def domain_path(path: str, domain_id: str) -> str:
     return f"{path.rstrip('/')}/{domain_id}"
 
 
-def image_path(path: str, domain_id: str, image: str) -> str:
-    return f"{domain_path(path, domain_id)}/images/{image}"
-
-
 def volume_path(path: str, domain_id: str, image: str, volume: str) -> str:
-    return f"{image_path(path, domain_id, image)}/{volume}"
+    return f"{domain_path(path, domain_id)}/images/{image}/{volume}"
 
 
 def volume_of(file_name: str) -> str | None:
@@ -63,6 +59,32 @@ def volume_of(file_name: str) -> str | None:
     name = file_name.removeprefix(REMOVED).removesuffix(NEW)
     name = name.removesuffix(".meta").removesuffix(".lease")
     return name if is_uuid(name) else None
+
+
+@dataclass(frozen=True)
+class Place:
+    """Where a domain lies: mount point and id, and the paths that follow from them."""
+
+    path: str
+    id: str
+
+    @property
+    def root(self) -> str:
+        return domain_path(self.path, self.id)
+
+    @property
+    def dom_md(self) -> str:
+        return f"{self.root}/dom_md"
+
+    @property
+    def images(self) -> str:
+        return f"{self.root}/images"
+
+    def image(self, image: str) -> str:
+        return f"{self.images}/{image}"
+
+    def file(self, image: str, volume: str) -> str:
+        return f"{self.images}/{image}/{volume}"
 
 
 # -- domain metadata --------------------------------------------------------------------------------------

@@ -20,7 +20,7 @@ import sys
 import threading
 import time
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from contracts import errors
 from services.hostagent import layout
@@ -74,11 +74,11 @@ class Storage:
     def referrers(self, domain: Domain, image: str, volume: str, *, deadline: float | None = None) -> list[str]:
         """Scan the whole domain: who refers to this volume, each in words (`volume <id> of disk <id>`, or a path)."""
         args = {"domain": domain, "image": image, "volume": volume}
-        return self._ask(SLOW, "referrers", args, deadline)["by"]
+        return list(self._ask(SLOW, "referrers", args, deadline)["by"])
 
     # -- volumes --
 
-    def create_volume(
+    def create_volume(  # noqa: PLR0917 - a volume has as many facts as it has
         self,
         domain: Domain,
         image: str,
@@ -239,6 +239,8 @@ class _Child:
             env={**os.environ, **environment, "PYTHONPATH": path},
             start_new_session=True,  # so that a qemu-img it runs is killed with it
         )
+        self._input = cast(IO[bytes], self._process.stdin)
+        self._output = cast(IO[bytes], self._process.stdout)
 
     def ask(self, op: str, args: dict[str, Any], limit: float) -> dict[str, Any]:
         if not self._turn.acquire(timeout=max(0.0, limit - time.monotonic())):
@@ -255,10 +257,9 @@ class _Child:
 
     def _send(self, request: dict[str, Any]) -> None:
         # A request is under 64 KiB and the child reads nothing else: the pipe takes it without blocking.
-        assert self._process.stdin is not None
         try:
-            self._process.stdin.write(json.dumps(request).encode() + b"\n")
-            self._process.stdin.flush()
+            self._input.write(json.dumps(request).encode() + b"\n")
+            self._input.flush()
         except (OSError, ValueError) as error:
             raise _Died(str(error)) from None
 
@@ -274,8 +275,10 @@ class _Child:
                 return reply
 
     def _line(self, limit: float) -> bytes:
-        assert self._process.stdout is not None
-        pipe = self._process.stdout.fileno()
+        try:
+            pipe = self._output.fileno()
+        except ValueError:
+            raise _Died("it was ended") from None
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
         parts, size = [self._rest], len(self._rest)
@@ -314,7 +317,6 @@ class _Child:
         return self._process.poll() is not None
 
     def _close(self) -> None:
-        for pipe in (self._process.stdin, self._process.stdout):
+        for pipe in (self._input, self._output):
             with contextlib.suppress(OSError, ValueError):
-                if pipe is not None:
-                    pipe.close()
+                pipe.close()

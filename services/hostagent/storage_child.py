@@ -9,6 +9,7 @@ small (about 15 MiB) and starts fast, because a new one is made whenever one han
 from __future__ import annotations
 
 import json
+import os
 import signal
 import sys
 import traceback
@@ -17,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from contracts import errors
-from services.hostagent import discard, domain, scan, volume
+from services.hostagent import creation, discard, domain, scan, volume
 
 OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "create_domain": domain.create,
@@ -25,7 +26,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "delete_domain": domain.delete,
     "scan": scan.scan,
     "referrers": scan.referrers,
-    "create_volume": volume.create,
+    "create_volume": creation.create,
     "volumes": volume.view,
     "prepare_mark": volume.prepare_mark,
     "mark": volume.mark,
@@ -50,6 +51,7 @@ def answer(request: dict[str, Any]) -> dict[str, Any]:
 
 
 def main() -> None:
+    os.umask(0o002)  # the storage's group shares its folders
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the agent, which then closes our input
     for line in sys.stdin.buffer:
         reply = json.dumps(answer(json.loads(line)))

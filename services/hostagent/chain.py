@@ -1,0 +1,167 @@
+"""Rules of a volume chain, on facts. Pure: no I/O.
+
+A chain is read from two sources: the backing file in each qcow2 header (what QEMU follows) and the parent in each
+`.meta` (what was recorded). The marks (LEGALITY) say which volumes still count.
+
+The leaf rule (safety rule 3): at any instant the marks name exactly one leaf, which holds every acknowledged write.
+The leaf is the one volume that is not marked illegal and that no other such volume stands on, by its header or
+by its record. Both count, because a merge changes them at different times:
+
+    taking a snapshot    V1 <- V2          V2 is the leaf as soon as it exists: an empty overlay reads like V1
+    active commit        B <- T            leaf T until T is marked illegal, while both read the same; then B
+    internal commit      B <- T <- C       QEMU rewrites C's header to B; C's record still names T until the
+                                           merge is recorded, so T never looks like a second leaf
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from contracts import errors
+
+MAX_DEPTH = 10_000
+MAX_BACKING_BYTES = 900  # of the name that libvirt writes; QEMU crashes over 1023
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One volume as the storage has it. Sizes in bytes.
+
+    `parent`: the record in `.meta`. `backing`: the volume that the header's name resolves to, `backing_name` the
+    name itself; `elsewhere`: that volume lies in another image of the domain (a template). `trouble`: why the
+    files cannot be trusted. `created`: seconds since 1970."""
+
+    id: str
+    parent: str | None = None
+    backing: str | None = None
+    backing_name: str | None = None
+    elsewhere: bool = False
+    format: str = "cow"
+    capacity: int = 0
+    actual_size: int = 0
+    legality: str = "legal"
+    volume_type: str = "leaf"
+    created: int | None = None
+    trouble: errors.Problem | None = None
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """`leaf` or the `trouble` why there is none."""
+
+    leaf: str | None
+    trouble: errors.Problem | None = None
+
+
+def find_leaf(disk_id: str, volumes: Collection[Volume]) -> Verdict:
+    """The leaf that the marks name, if its whole chain is sound."""
+    tips = find_tips(volumes)
+    if len(tips) != 1:
+        return Verdict(None, errors.ChainBroken(disk_id=disk_id, reason=_no_single(tips, volumes)))
+    try:
+        walk(disk_id, volumes, tips[0])
+    except errors.Problem as problem:
+        return Verdict(None, problem)
+    return Verdict(tips[0])
+
+
+def find_tips(volumes: Iterable[Volume]) -> list[str]:
+    """The volumes that count and that no other one that counts stands on; sorted."""
+    counting = {v.id: v for v in volumes if v.legality == "legal"}
+    stood_on = {p for v in counting.values() for p in (v.parent, v.backing) if p != v.id}
+    return sorted(set(counting) - stood_on)
+
+
+def _no_single(tips: Sequence[str], volumes: Collection[Volume]) -> str:
+    if tips:
+        return f"the marks name {len(tips)} leaves: {', '.join(tips)}"
+    if not volumes:
+        return "its folder has no volume"
+    if not any(v.legality == "legal" for v in volumes):
+        return "every volume is marked illegal"
+    return "its volumes stand on each other in a circle"
+
+
+def walk(disk_id: str, volumes: Collection[Volume], leaf: str) -> tuple[str, ...]:
+    """The chain as QEMU would open it, leaf first. ChainBroken or BackingOutside where it cannot be followed."""
+
+    def broken(reason: str) -> errors.ChainBroken:
+        return errors.ChainBroken(disk_id=disk_id, reason=reason)
+
+    by_id = {v.id: v for v in volumes}
+    path: list[str] = []
+    at: str | None = leaf
+    while at is not None:
+        if at in path:
+            raise broken(f"volume {at} stands on itself")
+        volume = by_id.get(at)
+        if volume is None:
+            raise broken(f"volume {at} is missing" + (f"; {path[-1]} stands on it" if path else ""))
+        if volume.trouble is not None:
+            raise volume.trouble
+        if volume.legality == "illegal":
+            raise broken(f"volume {at} is marked illegal" + (f", yet {path[-1]} stands on it" if path else ""))
+        path.append(at)
+        if len(path) > MAX_DEPTH:
+            raise broken(f"it has more than {MAX_DEPTH} volumes")
+        at = None if volume.elsewhere else volume.backing
+    return tuple(path)
+
+
+def children(volumes: Iterable[Volume], volume_id: str) -> list[str]:
+    """Who stands on a volume, by header or by record, whatever the marks; sorted."""
+    return sorted(v.id for v in volumes if volume_id in {v.parent, v.backing} and v.id != volume_id)
+
+
+def remarks(volumes: Collection[Volume]) -> list[str]:
+    """What a person should know about these volumes, each in a sentence; empty when all is in order."""
+    found: list[str] = []
+    for volume in sorted(volumes, key=lambda v: v.id):
+        if volume.trouble is not None:
+            found.append(str(volume.trouble))
+        elif volume.legality == "illegal":
+            found.append(f"Volume {volume.id} is marked illegal: it is waiting to be deleted.")
+        elif volume.parent != volume.backing and volume.format == "cow":
+            says, has = volume.parent or "none", volume.backing or "none"
+            found.append(f"Volume {volume.id} has the parent {says} in its metadata and {has} in its header.")
+    return found
+
+
+# -- the name that libvirt writes -------------------------------------------------------------------------
+
+
+def written_backing(names: Sequence[str]) -> str:
+    """The backing file name that libvirt writes into the child after an internal commit or a pull.
+
+    `names`: the backing file names in the headers from the child down, the last one naming the new base. libvirt
+    puts each name behind the folder part of what it has so far and never shortens: bare names stay bare,
+    `../image/volume` grows with every layer."""
+    path = ""
+    for name in names:
+        folder = path[: path.rfind("/") + 1]
+        path = name if name.startswith("/") else folder + name
+    return path
+
+
+def check_backing(names: Sequence[str]) -> str:
+    """`written_backing`, or BackingTooLong over MAX_BACKING_BYTES."""
+    written = written_backing(names)
+    size = len(os.fsencode(written))
+    if size > MAX_BACKING_BYTES:
+        raise errors.BackingTooLong(bytes=size)
+    return written
+
+
+def backing_names(volumes: Mapping[str, Volume], child: str, base: str) -> list[str]:
+    """The header names from the child down to the one that names base; ValueError if base is not below child."""
+    names: list[str] = []
+    at = child
+    while at != base:
+        volume = volumes.get(at)
+        if volume is None or volume.backing is None or volume.backing_name is None or len(names) > MAX_DEPTH:
+            raise ValueError(f"{base} is not below {child}")
+        names.append(volume.backing_name)
+        at = volume.backing
+    return names

@@ -1,0 +1,189 @@
+"""Deleting a volume or a whole image. Runs in the storage child.
+
+Safety rule 1, in this order: the image's lock; a scan of the whole domain; QEMU's exclusive image lock, kept until
+the file is gone; rename to `_remove_me_...`; sync; unlink; sync. The data file goes first and `.meta` last, so that
+after a crash at any point the mark is still there and a repetition goes on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import stat
+from typing import Any
+
+from chassis import crash
+from contracts import errors
+from services.hostagent import domain, files, layout, scan, volume
+
+_PARTS = ("", ".lease", ".meta")
+_NAMED = 5  # of those who refer, this many are told
+
+Ref = dict[str, Any]
+
+
+def discard(domain: Ref, image: str, volume: str) -> None:
+    """Delete a volume that is marked illegal, or one whose making was never finished. Gone already: done."""
+    place = _opened(domain)
+    with (
+        files.guard("discard_volume", place.file(image, volume), place.id),
+        files.image_lock(place, image),
+    ):
+        if not os.path.isdir(place.image(image)):
+            return
+        if _is_there(place, image, volume):
+            _refuse_used(volume, scan.who_refers(scan.survey(place), place, image, volume))
+            crash.point("volume.discard.after_scan")
+            _remove(place, image, volume)
+        _sweep(place, image, volume)
+
+
+def _opened(ref: Ref) -> layout.Place:
+    return domain.opened(ref)
+
+
+def _is_there(place: layout.Place, image: str, volume_id: str) -> bool:
+    """Whether there is something to delete; refuses what nobody dropped."""
+    file = place.file(image, volume_id)
+    if os.path.lexists(file + ".meta"):
+        if volume.read_meta(place, image, volume_id).legality == "legal":
+            by = "its own chain: it was not marked illegal"
+            raise errors.VolumeInUse(volume_id=volume_id, by=by)
+        return True
+    if os.path.lexists(file + ".meta" + layout.NEW):
+        return True  # the intent of a creation that never ended
+    if any(os.path.lexists(file + part) for part in _PARTS):
+        raise errors.VolumeInUse(volume_id=volume_id, by="whoever made it: it has no metadata of ours")
+    return False
+
+
+def _refuse_used(volume_id: str, by: list[str]) -> None:
+    if by:
+        more = f" and {len(by) - _NAMED} more" if len(by) > _NAMED else ""
+        raise errors.VolumeInUse(volume_id=volume_id, by=", ".join(by[:_NAMED]) + more)
+
+
+def _remove(place: layout.Place, image: str, volume_id: str) -> None:
+    """Under QEMU's lock: rename the three files, then unlink them."""
+    folder = place.image(image)
+    with contextlib.ExitStack() as held:
+        _hold(held, f"{folder}/{volume_id}", volume_id)
+        _hold(held, f"{folder}/{volume_id}{layout.NEW}", volume_id)
+        for part in _PARTS:
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(f"{folder}/{volume_id}{part}", f"{folder}/{layout.REMOVED}{volume_id}{part}")
+                files.sync_folder(folder)
+            crash.point(f"volume.discard.renamed{part or '.data'}")
+        for part in _PARTS:
+            files.remove(f"{folder}/{layout.REMOVED}{volume_id}{part}")
+            crash.point(f"volume.discard.removed{part or '.data'}")
+    files.sync_folder(folder)
+
+
+def _hold(held: contextlib.ExitStack, path: str, volume_id: str) -> None:
+    """Take QEMU's lock on a data file, if it is there and a file."""
+    if os.path.lexists(path) and stat.S_ISREG(os.lstat(path).st_mode):
+        held.enter_context(files.qemu_lock(path, volume_id))
+
+
+def _sweep(place: layout.Place, image: str, volume_id: str) -> None:
+    """What a crash left of an earlier deletion, or of a rewritten `.meta`."""
+    folder = place.image(image)
+    swept = False
+    with contextlib.ExitStack() as held:
+        _hold(held, f"{folder}/{layout.REMOVED}{volume_id}", volume_id)
+        for part in _PARTS:
+            swept |= files.remove(f"{folder}/{layout.REMOVED}{volume_id}{part}")
+            swept |= files.remove(f"{folder}/{volume_id}{part}{layout.NEW}")
+    if swept:
+        files.sync_folder(folder)
+
+
+# -- a whole image ----------------------------------------------------------------------------------------
+
+
+def delete_image(domain: Ref, image: str) -> None:
+    """Delete a disk. Refused while anything outside refers to its volumes, a QEMU has one open, or its folder
+    holds files that are no volumes. Gone already: done."""
+    place = _opened(domain)
+    folder, gone = place.image(image), place.image(layout.REMOVED + image)
+    with (
+        files.guard("delete_disk", folder, place.id),
+        files.image_lock(place, image),
+        contextlib.ExitStack() as held,
+    ):
+        locked = os.path.lexists(folder)
+        if locked:
+            names = _own_files(folder, image)
+            _refuse_outside(place, image, names)
+            for name in _data_files(folder, names):
+                _hold(held, f"{folder}/{name}", layout.volume_of(name) or image)
+            crash.point("image.delete.after_scan")
+            os.rename(folder, gone)
+            files.sync_folder(place.images)
+            crash.point("image.delete.renamed")
+        if os.path.lexists(gone):
+            _empty(gone, image, locked)
+            crash.point("image.delete.emptied")
+            os.rmdir(gone)
+            files.sync_folder(place.images)
+
+
+def _own_files(folder: str, image: str) -> list[str]:
+    """The names in an image's folder, all of which must be volumes' files."""
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise errors.ChainBroken(disk_id=image, reason=f"{folder} is not a directory")
+    names = sorted(os.listdir(folder))
+    foreign = [n for n in names if layout.volume_of(n) is None or not _is_file(f"{folder}/{n}")]
+    if foreign:
+        by = f"files in its folder that are no volumes: {', '.join(foreign[:_NAMED])}"
+        raise errors.VolumeInUse(volume_id=image, by=by)
+    return names
+
+
+def _is_file(path: str) -> bool:
+    return stat.S_ISREG(os.lstat(path).st_mode)
+
+
+def _data_files(folder: str, names: list[str]) -> list[str]:
+    """Those whose data would be lost: not the metadata, not one of several names of a template's file."""
+    return [
+        n
+        for n in names
+        if layout.volume_of(n) in {n, n.removesuffix(layout.NEW), n.removeprefix(layout.REMOVED)}
+        and os.lstat(f"{folder}/{n}").st_nlink == 1
+    ]
+
+
+def _refuse_outside(place: layout.Place, image: str, names: list[str]) -> None:
+    """Nothing outside the image may refer to a file in it. A template's file has several names: there only
+    a reference by this very name counts."""
+    folder = place.image(image)
+    real = os.path.realpath(folder)
+    inodes: set[scan.Inode] = set()
+    shared: set[scan.Inode] = set()
+    for name in names:
+        facts = os.lstat(f"{folder}/{name}")
+        (shared if facts.st_nlink > 1 else inodes).add((facts.st_dev, facts.st_ino))
+    ids = {i for i in map(layout.volume_of, names) if i}
+    by = set()
+    for reference in scan.survey(place).references:
+        if os.path.dirname(reference.source.path) == folder:
+            continue
+        this_name = reference.inode in shared and os.path.dirname(reference.real) == real
+        if reference.inode in inodes or this_name or reference.ids & ids:
+            by.add(reference.source.words)
+    _refuse_used(image, sorted(by))
+
+
+def _empty(gone: str, image: str, locked: bool) -> None:
+    """Unlink everything in a folder that is being removed, data first."""
+    names = os.listdir(gone)
+    with contextlib.ExitStack() as held:
+        if not locked:
+            for name in _data_files(gone, names):
+                _hold(held, f"{gone}/{name}", layout.volume_of(name) or image)
+        for name in sorted(names, key=lambda n: (n.endswith((".lease", ".meta")), n)):
+            files.remove(f"{gone}/{name}")
+            crash.point("image.delete.removed_one")
+    files.sync_folder(gone)

@@ -1,0 +1,212 @@
+"""The header of a qcow2 file, read from its first cluster. Pure: bytes in, facts or ChainBroken out.
+
+Written against the published qcow2 specification and what QEMU 7.2 accepts. A header is hostile input: every
+offset, length and count is bounded before it is used. What QEMU would refuse is refused; where QEMU would follow a
+name (backing file, external data file), the name is told.
+"""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from contracts import errors
+
+MAGIC = b"QFI\xfb"
+HEAD_BYTES = 2 * 2**20  # the largest cluster: all that parse() may need
+FIRST_BYTES = 4096  # enough to know the cluster's size
+
+MAX_NAME = 1023  # QEMU's limit for a backing file name
+MAX_EXTENSIONS = 1000  # QEMU writes about five
+MAX_SIZE = 2**63 - 1
+
+_V2 = struct.Struct(">4sIQIIQIIQQIIQ")
+_V3 = struct.Struct(">QQQII")
+_V2_LENGTH = 72
+_V3_LENGTH = 104
+_DIRTY, _CORRUPT, _DATA_FILE, _KNOWN = 1, 2, 4, 0b11111
+
+_END = 0
+_BACKING_FORMAT = 0xE2792ACA
+_DATA_FILE_NAME = 0x44415441
+
+
+@dataclass(frozen=True)
+class Header:
+    """What a qcow2 header says. Names are as the file has them, `virtual_size` in bytes."""
+
+    version: int
+    virtual_size: int
+    cluster_size: int
+    backing: str | None = None
+    backing_format: str | None = None
+    data_file: str | None = None
+    corrupt: bool = False
+    dirty: bool = False
+
+
+def is_qcow(head: bytes) -> bool:
+    """Whether QEMU's probing would call it qcow or qcow2; anything else counts as raw."""
+    return head[:4] == MAGIC
+
+
+def span(head: bytes) -> int:
+    """How many bytes of the file parse() wants, judged from its first FIRST_BYTES."""
+    if not is_qcow(head) or len(head) < _V2_LENGTH:
+        return 0
+    bits = struct.unpack_from(">I", head, 20)[0]
+    return 1 << bits if 9 <= bits <= 21 else FIRST_BYTES
+
+
+def parse(head: bytes, file: str, disk_id: str) -> Header | None:
+    """The header, or None for a raw file. ChainBroken names the file, the place in it and what is wrong there."""
+    try:
+        return _parse(head) if is_qcow(head) else None
+    except _Wrong as wrong:
+        raise errors.ChainBroken(disk_id=disk_id, reason=f"{file}: {wrong}") from None
+
+
+class _Wrong(ValueError):
+    def __init__(self, place: str, reason: str) -> None:
+        super().__init__(f"{place}: {reason}")
+
+
+def _parse(head: bytes) -> Header:
+    version = _number(head, 4, ">I", "the version")
+    if version == 1:
+        return _parse_v1(head)
+    if version not in {2, 3}:
+        raise _Wrong("the version (byte 4)", f"{version} is unknown")
+    if len(head) < _V2.size:
+        raise _Wrong("the header", f"it ends after {len(head)} bytes")
+    fields = _V2.unpack_from(head)
+    name_offset, name_length, cluster_bits, size = fields[2:6]
+    if not 9 <= cluster_bits <= 21:
+        raise _Wrong("the cluster size (byte 20)", f"2^{cluster_bits} is not between 2^9 and 2^21")
+    cluster = 1 << cluster_bits
+    if size > MAX_SIZE:
+        raise _Wrong("the virtual size (byte 24)", f"{size} is too large")
+    length, features = _features(head, cluster) if version == 3 else (_V2_LENGTH, 0)
+    end = name_offset or cluster
+    if name_offset > cluster:
+        raise _Wrong("the backing file (byte 8)", f"its name at {name_offset} is outside the first cluster")
+    backing = _name(head, name_offset, name_length, cluster)
+    extensions = dict(_extensions(head, length, end))
+    return Header(
+        version=version,
+        virtual_size=size,
+        cluster_size=cluster,
+        backing=backing,
+        backing_format=_text(extensions.get(_BACKING_FORMAT)),
+        data_file=(_text(extensions.get(_DATA_FILE_NAME)) or "?") if features & _DATA_FILE else None,
+        corrupt=bool(features & _CORRUPT),
+        dirty=bool(features & _DIRTY),
+    )
+
+
+def _parse_v1(head: bytes) -> Header:
+    """The old qcow format has its backing file at the same place; it is read to learn whom it refers to."""
+    offset = _number(head, 8, ">Q", "the backing file")
+    length = _number(head, 16, ">I", "the backing file")
+    size = _number(head, 24, ">Q", "the virtual size")
+    if size > MAX_SIZE:
+        raise _Wrong("the virtual size (byte 24)", f"{size} is too large")
+    return Header(1, size, 4096, backing=_name(head, offset, length, HEAD_BYTES))
+
+
+def _features(head: bytes, cluster: int) -> tuple[int, int]:
+    """Header length and incompatible features of version 3."""
+    if len(head) < _V3_LENGTH:
+        raise _Wrong("the header", f"it ends after {len(head)} bytes")
+    features, _, _, _, length = _V3.unpack_from(head, _V2_LENGTH)
+    if features & ~_KNOWN:
+        raise _Wrong("the incompatible features (byte 72)", f"{features:#x} has bits that are unknown")
+    if not _V3_LENGTH <= length <= cluster:
+        raise _Wrong("the header length (byte 100)", f"{length} is not between {_V3_LENGTH} and {cluster}")
+    return length, features
+
+
+def _name(head: bytes, offset: int, length: int, cluster: int) -> str | None:
+    if not offset:
+        return None
+    if length > min(MAX_NAME, cluster - offset):
+        raise _Wrong("the backing file (byte 16)", f"its name has {length} bytes, at {offset}: too long")
+    if offset + length > len(head):
+        raise _Wrong("the backing file (byte 8)", f"its name at {offset} is behind the end of the file")
+    return _text(head[offset : offset + length])
+
+
+def _extensions(head: bytes, offset: int, end: int) -> Iterator[tuple[int, bytes]]:
+    for _ in range(MAX_EXTENSIONS):
+        if offset >= end:
+            return
+        kind = _number(head, offset, ">I", "the header extensions")
+        length = _number(head, offset + 4, ">I", "the header extensions")
+        if kind == _END:
+            return
+        offset += 8
+        if length > end - offset or offset + length > len(head):
+            raise _Wrong("the header extensions", f"the one at {offset - 8} has {length} bytes: it is cut off")
+        if kind == _BACKING_FORMAT and length >= 16:
+            raise _Wrong("the header extensions", f"the backing format at {offset - 8} has {length} bytes: too long")
+        yield kind, head[offset : offset + min(length, 2 * MAX_NAME)]
+        offset += (length + 7) & ~7
+    raise _Wrong("the header extensions", f"there are more than {MAX_EXTENSIONS}")
+
+
+def _number(head: bytes, offset: int, form: str, what: str) -> int:
+    size = struct.calcsize(form)
+    if offset + size > len(head):
+        raise _Wrong(f"{what} (byte {offset})", f"the file ends after {len(head)} bytes")
+    return int(struct.unpack_from(form, head, offset)[0])
+
+
+def _text(data: bytes | None) -> str | None:
+    """As QEMU sees it: up to the first NUL; empty counts as none. Bytes that are no UTF-8 survive a round trip."""
+    name = (data or b"").split(b"\0", 1)[0]
+    return name.decode(errors="surrogateescape") or None
+
+
+# -- names in a header ------------------------------------------------------------------------------------
+
+
+def shown(name: str) -> str:
+    """The name, fit for a message."""
+    text = name.encode(errors="backslashreplace").decode()
+    return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
+
+
+def local_file(name: str) -> str | None:
+    """The file name that QEMU would open, or None if the name is a protocol's or a JSON description."""
+    if name.startswith("file:"):
+        return name.removeprefix("file:") or None
+    colon, slash = name.find(":"), name.find("/")
+    return None if colon >= 0 and (slash < 0 or colon < slash) else name
+
+
+def mentioned_files(name: str) -> tuple[str, ...]:
+    """Every local file that the name may make QEMU open; for a JSON description all its file names."""
+    plain = local_file(name)
+    if plain is not None:
+        return (plain,)
+    if not name.startswith("json:"):
+        return ()
+    try:
+        return tuple(_file_names(json.loads(name.removeprefix("json:"))))
+    except (ValueError, RecursionError):
+        return ()  # QEMU cannot read it either
+
+
+def _file_names(tree: Any) -> Iterator[str]:
+    todo = [("", tree)]
+    while todo:
+        key, value = todo.pop()
+        if isinstance(value, dict):
+            todo.extend((str(k), v) for k, v in value.items())
+        elif isinstance(value, list):
+            todo.extend((key, v) for v in value)
+        elif isinstance(value, str) and key.rpartition(".")[2] in {"filename", "file", "backing", "data-file"}:
+            yield from mentioned_files(value) if not value.startswith("json:") else ()
