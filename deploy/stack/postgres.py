@@ -43,8 +43,19 @@ class Postgres:
         if self._room is None:
             self._prepare()
         assert self._room is not None  # noqa: S101  for mypy
-        own = self.folder / "data"
-        argv = [programs() / "postgres", "-D", own, "-p", str(self.port), "-k", own, "-h", "127.0.0.1", *QUICK.split()]
+        own = str(self.folder / "data")
+        argv = [
+            str(programs() / "postgres"),
+            "-D",
+            own,
+            "-p",
+            str(self.port),
+            "-k",
+            own,
+            "-h",
+            "127.0.0.1",
+            *QUICK.split(),
+        ]
         self._server = self._room.spawn("postgres", [*self._as_user(), *argv])
         room.wait_for_port(self.port, b"", self._server, self._room.log_file("postgres"), seconds)
         wait.until("PostgreSQL to accept", lambda: "accepting" in self._ready(), seconds)

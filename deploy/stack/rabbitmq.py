@@ -7,7 +7,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from deploy.stack import room, wait
+from deploy.stack import wait
+from deploy.stack.room import Room, RoomGone, Running, wait_for_port
 
 SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"  # not the wrapper in PATH, which wants its own user
 AMQP_GREETING = b"AMQP\x00\x00\x09\x01"
@@ -32,8 +33,8 @@ class RabbitMQ:
     definitions: dict[str, Any] = field(default_factory=open_door)
     keep: bool = False
     port: int = 0
-    _room: room.Room | None = None
-    _server: room.Running | None = None
+    room: Room | None = None
+    _server: Running | None = None
 
     @property
     def uri(self) -> str:
@@ -51,11 +52,11 @@ class RabbitMQ:
         """Start (again) and wait until it answers; messages and queues that were durable are still there."""
         if self._server is not None and self._server.alive():
             return
-        if self._room is None:
+        if self.room is None:
             self._prepare()
-        assert self._room is not None  # noqa: S101  for mypy
-        self._server = self._room.spawn("rabbitmq", [SERVER], self._environment())
-        room.wait_for_port(self.port, AMQP_GREETING, self._server, self._room.log_file("rabbitmq"), seconds)
+        assert self.room is not None  # noqa: S101  for mypy
+        self._server = self.room.spawn("rabbitmq", [SERVER], self._environment())
+        wait_for_port(self.port, AMQP_GREETING, self._server, self.room.log_file("rabbitmq"), seconds)
 
     def kill(self) -> None:
         """SIGKILL, as a crash."""
@@ -78,16 +79,16 @@ class RabbitMQ:
 
     def end(self) -> None:
         """Kill all of it, with its port mapper; the folder stays."""
-        if self._room is not None:
-            self._room.end()
-        self._room = self._server = None
+        if self.room is not None:
+            self.room.end()
+        self.room = self._server = None
 
     def ctl(self, *words: str, seconds: float = 60.0) -> str:
         """rabbitmqctl, slow (2 s): `ctl("list_queues", "name", "messages")`."""
-        if self._room is None:
-            raise room.RoomGone("RabbitMQ was not started")
+        if self.room is None:
+            raise RoomGone("RabbitMQ was not started")
         argv = ["/usr/lib/rabbitmq/bin/rabbitmqctl", "-q", "-n", self._node, *words]
-        return self._room.run(argv, self._environment(), seconds)
+        return self.room.run(argv, self._environment(), seconds)
 
     def import_definitions(self, definitions: dict[str, Any]) -> None:
         """Add users, permissions, queues to the running broker."""
@@ -99,9 +100,9 @@ class RabbitMQ:
     def _node(self) -> str:
         return f"ds{self.port}@localhost"
 
-    def _running(self) -> room.Running:
+    def _running(self) -> Running:
         if self._server is None:
-            raise room.RoomGone("RabbitMQ was not started")
+            raise RoomGone("RabbitMQ was not started")
         return self._server
 
     def _prepare(self) -> None:
@@ -118,8 +119,8 @@ class RabbitMQ:
             # the machine's fill level is not what the tests are about
             "disk_free_limit.absolute = 50MB\n"
         )
-        self._room = room.Room("rabbitmq", self.folder, keep=self.keep)
-        self._room.start()
+        self.room = Room("rabbitmq", self.folder, keep=self.keep)
+        self.room.start()
 
     def _environment(self) -> dict[str, str]:
         own = str(self.folder)

@@ -136,6 +136,14 @@ class Room:
         """The real pid of the process that the room itself calls `inner`; None when it is not there."""
         return proc.outside(self.pid, inner)
 
+    def members(self) -> list[int]:
+        """Real pids of all that runs inside, the first process left out."""
+        return [pid for pid in proc.members(self.pid) if pid != self.pid] if self.alive() else []
+
+    def name_for_ever(self) -> dict[str, int | str]:
+        """Name, pid and birth of the first process: who has this can end the room later (`down`)."""
+        return {"name": self.name, "pid": self.pid, "born": proc.born(self.pid)}
+
     def log_file(self, name: str) -> Path:
         return self._log(name)
 
@@ -151,6 +159,16 @@ class Room:
         folder = self.folder / "log"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.log"
+
+
+def end_by_name(left: dict[str, int | str], seconds: float = 30.0) -> bool:
+    """End a room that another process made, if it is still the same one; False when it was gone already."""
+    pid = int(left["pid"])
+    if not left["born"] or proc.born(pid) != left["born"]:
+        return False
+    os.kill(pid, signal.SIGKILL)
+    wait.until(f"the end of room {left['name']}", lambda: proc.state(pid) in ("", "Z"), seconds)
+    return True
 
 
 def tail(path: Path, lines: int = 20) -> str:
