@@ -1,0 +1,297 @@
+"""One host of the fakes: VMs, chains and block jobs in memory. No bus here; every method is one promise."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+from typing import Any
+
+from contracts import errors
+from tests.fakes.agent_storage import MIB, Facts, Storage
+
+_pids = itertools.count(4000)
+
+
+@dataclass
+class Job:
+    """A block commit. `active`: top is what QEMU writes to, so that the job ends in ready and needs a pivot."""
+
+    base_id: str
+    top_id: str
+    child_id: str | None
+    end: int
+    speed: int
+    cur: int = 0
+
+    @property
+    def active(self) -> bool:
+        return self.child_id is None
+
+    @property
+    def ready(self) -> bool:
+        return self.active and self.cur >= self.end
+
+    def facts(self) -> Facts:
+        shown = {"base_id": self.base_id, "top_id": self.top_id, "cur": self.cur, "end": self.end, "speed": self.speed}
+        status = "ready" if self.ready else "running"
+        return {**shown, "type": "commit", "status": status, "ready": self.ready}
+
+
+@dataclass
+class FakeVm:
+    """`chains`: per disk what QEMU has open, leaf first."""
+
+    spec: Facts
+    pid: int = field(default_factory=lambda: next(_pids))
+    state: str = "running"
+    reason: str = ""
+    paused_by: str = "none"
+    chains: dict[str, list[str]] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    asked_down: bool = False
+
+    def facts(self) -> Facts:
+        shown = {"vm_id": self.spec["id"], "state": self.state, "reason": self.reason}
+        return {**shown, "pid": self.pid, "paused_by": self.paused_by}
+
+
+class World:
+    """`host_id`'s VMs over a storage that may be shared. `obedient`: guests follow a request to shut down.
+
+    `job_bytes`: what a commit has to copy; `job_rate`: bytes that each tick copies (0 keeps jobs where they are).
+    `news`: ("vm", vm_id) and ("job", vm_id, disk_id, status, cur, end) that have not been told yet.
+    """
+
+    def __init__(self, host_id: str, storage: Storage | None = None) -> None:
+        self.host_id = host_id
+        self.storage = storage or Storage()
+        self.vms: dict[str, FakeVm] = {}
+        self.claims: dict[tuple[str, str], int] = {}
+        self.obedient = True
+        self.job_bytes = 64 * MIB
+        self.job_rate = 16 * MIB
+        self.quiesced = False
+        self.news: list[tuple[Any, ...]] = []
+
+    # -- domains and volumes ------------------------------------------------------------------------------
+
+    def create_domain(self, ask: Facts) -> Facts:
+        return self.storage.create_domain(ask)
+
+    def look_domain(self, ask: Facts) -> Facts:
+        return self.storage.domain(ask["domain"]).facts()
+
+    def delete_domain(self, ask: Facts) -> Facts:
+        return self.storage.delete_domain(ask["domain"])
+
+    def scan_domain(self, ask: Facts) -> Facts:
+        return self.storage.scan(ask["domain"])
+
+    def create_volume(self, ask: Facts) -> Facts:
+        return self.storage.create_volume(ask)
+
+    def delete_disk(self, ask: Facts) -> Facts:
+        return self.storage.delete_disk(ask["disk"])
+
+    # -- VMs ----------------------------------------------------------------------------------------------
+
+    def start_vm(self, spec: Facts) -> Facts:
+        if spec["id"] in self.vms:
+            return self.vms[spec["id"]].facts()
+        disks = [plugged["disk"] for plugged in spec["disks"]]
+        for disk in disks:
+            self.storage.domain(disk["domain"])
+            held = self.storage.image(disk["disk_id"]).locked_by
+            if held:
+                raise errors.VolumeInUse(volume_id=self.storage.leaf(disk["disk_id"]), by=f"QEMU on {held}")
+        chains = {disk["disk_id"]: self.storage.chain(disk["disk_id"]) for disk in disks}
+        for disk_id in chains:
+            self.storage.image(disk_id).locked_by = self.host_id
+        vm = self.vms[spec["id"]] = FakeVm(spec, chains=chains)
+        self.news.append(("vm", spec["id"]))
+        return vm.facts()
+
+    def shut_down_vm(self, ask: Facts) -> Facts:
+        vm = self.vms.get(ask["vm_id"])
+        if vm is not None:
+            vm.asked_down = True
+        return self.look_vm(ask)
+
+    def power_off_vm(self, ask: Facts) -> Facts:
+        self.end_vm(ask["vm_id"])
+        return self.look_vm(ask)
+
+    def look_vm(self, ask: Facts) -> Facts:
+        vm = self.vms.get(ask["vm_id"])
+        return vm.facts() if vm else {"vm_id": ask["vm_id"], "state": "down"}
+
+    def end_vm(self, vm_id: str) -> None:
+        """The VM's QEMU ends: by itself, killed, or powered off."""
+        vm = self.vms.pop(vm_id, None)
+        if vm is None:
+            return
+        for disk_id in vm.chains:
+            self.storage.image(disk_id).locked_by = None
+        for disk_id, job in vm.jobs.items():
+            self.news.append(("job", vm_id, disk_id, "failed", job.cur, job.end))
+        self.news.append(("vm", vm_id))
+
+    # -- looking at a disk --------------------------------------------------------------------------------
+
+    def look_disk(self, ask: Facts) -> Facts:
+        disk = ask["disk"]
+        if ask["claim"]:
+            self._check_claim(disk["disk_id"], ask["claim"])
+        storage = self.storage.view(disk)
+        vm = self._with_disk(ask["vm_id"], disk["disk_id"])
+        return {
+            "vm_id": ask["vm_id"],
+            "disk_id": disk["disk_id"],
+            **_views(vm, disk["disk_id"]),
+            "storage": storage,
+            "unsure": vm.reason if vm and vm.state == "unsure" else None,
+            "paused_by_pivot": bool(vm and vm.state == "paused" and vm.paused_by == "agent"),
+        }
+
+    def _with_disk(self, vm_id: str | None, disk_id: str) -> FakeVm | None:
+        found = [vm for id_, vm in self.vms.items() if disk_id in vm.chains and vm_id in (None, id_)]
+        return found[0] if found else None
+
+    def _check_claim(self, disk_id: str, claim: Facts) -> None:
+        key = (disk_id, claim["flow_id"])
+        highest = self.claims.get(key, 0)
+        if claim["number"] < highest:
+            raise errors.StaleClaim(claim=claim["number"], highest=highest, disk_id=disk_id)
+        self.claims[key] = claim["number"]
+
+    # -- snapshots and merges -----------------------------------------------------------------------------
+
+    def switch_leaves(self, ask: Facts) -> Facts:
+        vm = self.vms.get(ask["vm_id"])
+        for new in ask["disks"]:
+            self._check_claim(new["disk"]["disk_id"], ask["claim"])
+        for new in ask["disks"]:
+            self._switch(vm, new)
+        return {"quiesced": self.quiesced and vm is not None, "live": vm is not None}
+
+    def _switch(self, vm: FakeVm | None, new: Facts) -> None:
+        disk_id, volume_id = new["disk"]["disk_id"], new["volume_id"]
+        if volume_id not in self.storage.image(disk_id).volumes:
+            if self.storage.leaf(disk_id) != new["parent_id"]:
+                raise errors.ChainDiffers(disk_id=disk_id, reason=f"{new['parent_id']} is not its leaf")
+            parent = self.storage.volume(disk_id, new["parent_id"])
+            ask = {"disk": new["disk"], "volume_id": volume_id, "parent_id": new["parent_id"]}
+            self.storage.create_volume({**ask, "capacity": parent.capacity, "format": "cow"})
+        if vm is not None and volume_id not in vm.chains[disk_id]:
+            vm.chains[disk_id].insert(0, volume_id)
+
+    def start_commit(self, ask: Facts) -> Facts:
+        disk_id = ask["disk"]["disk_id"]
+        self._check_claim(disk_id, ask["claim"])
+        vm = self._running(ask["vm_id"], "the commit was to start")
+        job = vm.jobs.get(disk_id)
+        if job is not None and (job.base_id, job.top_id) != (ask["base_id"], ask["top_id"]):
+            raise errors.ForeignJob(disk_id=disk_id, job=f"commit of {job.top_id}")
+        chain = vm.chains[disk_id]
+        if job is None and ask["top_id"] in chain:
+            at = chain.index(ask["top_id"])
+            if chain[at + 1 : at + 2] != [ask["base_id"]] or (ask["child_id"] is None) != (at == 0):
+                raise errors.ChainDiffers(disk_id=disk_id, reason="base is not below top, or top is not active")
+            ends = (ask["base_id"], ask["top_id"], ask["child_id"])
+            vm.jobs[disk_id] = Job(*ends, end=self.job_bytes, speed=ask["bandwidth"])
+        return {}
+
+    def set_bandwidth(self, ask: Facts) -> Facts:
+        self._check_claim(ask["disk"]["disk_id"], ask["claim"])
+        job = self._running(ask["vm_id"], "its job was to be limited").jobs.get(ask["disk"]["disk_id"])
+        if job is not None:
+            job.speed = ask["bandwidth"]
+        return {}
+
+    def cancel_job(self, ask: Facts) -> Facts:
+        disk_id = ask["disk"]["disk_id"]
+        self._check_claim(disk_id, ask["claim"])
+        vm = self.vms.get(ask["vm_id"])
+        job = vm.jobs.pop(disk_id, None) if vm else None
+        if job is not None:
+            self.news.append(("job", ask["vm_id"], disk_id, "cancelled", job.cur, job.end))
+        return {}
+
+    def pivot(self, ask: Facts) -> Facts:
+        disk_id = ask["disk"]["disk_id"]
+        self._check_claim(disk_id, ask["claim"])
+        vm = self._running(ask["vm_id"], "the pivot was to be made")
+        if vm.chains[disk_id][0] == ask["top_id"]:
+            job = vm.jobs.get(disk_id)
+            if job is None or not job.ready:
+                raise errors.JobFailed(disk_id=disk_id, reason="it is not ready")
+            del vm.jobs[disk_id]
+            vm.chains[disk_id].pop(0)
+            self.storage.volume(disk_id, ask["top_id"]).legality = "illegal"
+            self.storage.volume(disk_id, ask["base_id"]).volume_type = "leaf"
+            self.news.append(("job", ask["vm_id"], disk_id, "completed", job.end, job.end))
+        return {"suspend_ms": 1.0, "pivot_ms": 2.0, "mark_ms": 5.0, "resume_ms": 1.0}
+
+    def record_merge(self, ask: Facts) -> Facts:
+        disk_id = ask["disk"]["disk_id"]
+        self._check_claim(disk_id, ask["claim"])
+        if ask["child_id"] is not None:
+            self.storage.volume(disk_id, ask["child_id"]).parent_id = ask["base_id"]
+        top = self.storage.image(disk_id).volumes.get(ask["top_id"])
+        if top is not None:
+            top.legality = "illegal"
+        return {}
+
+    def discard_volume(self, ask: Facts) -> Facts:
+        disk_id = ask["disk"]["disk_id"]
+        self._check_claim(disk_id, ask["claim"])
+        vm = self._with_disk(None, disk_id)
+        if vm is not None and ask["volume_id"] in vm.chains[disk_id]:
+            raise errors.VolumeInUse(volume_id=ask["volume_id"], by=f"QEMU of {vm.spec['name']}")
+        self.storage.delete_volume(disk_id, ask["volume_id"])
+        return {}
+
+    def _running(self, vm_id: str, action: str) -> FakeVm:
+        vm = self.vms.get(vm_id)
+        if vm is None:
+            raise errors.VmStopped(vm_id=vm_id, action=action)
+        if vm.state == "unsure":
+            raise errors.VmUnsure(vm_id=vm_id, reason=vm.reason)
+        return vm
+
+    # -- time ---------------------------------------------------------------------------------------------
+
+    def tick(self) -> None:
+        """A moment passes: jobs copy, guests that were asked to shut down do so."""
+        for vm_id, vm in list(self.vms.items()):
+            if vm.asked_down and self.obedient:
+                self.end_vm(vm_id)
+                continue
+            for disk_id, job in list(vm.jobs.items()):
+                self._copy(vm, disk_id, job)
+
+    def _copy(self, vm: FakeVm, disk_id: str, job: Job) -> None:
+        if job.ready or not self.job_rate:
+            return
+        job.cur = min(job.end, job.cur + self.job_rate)
+        status = "ready" if job.ready else "running"
+        if job.cur >= job.end and not job.active:
+            status = "completed"
+            del vm.jobs[disk_id]
+            vm.chains[disk_id].remove(job.top_id)
+            assert job.child_id is not None
+            self.storage.volume(disk_id, job.child_id).backing_id = job.base_id
+        self.news.append(("job", vm.spec["id"], disk_id, status, job.cur, job.end))
+
+
+def _views(vm: FakeVm | None, disk_id: str) -> Facts:
+    """What QEMU and libvirt say of one disk; here they agree."""
+    if vm is None:
+        nothing: Facts = {"chain": [], "job": None}
+        libvirt = {**nothing, "state": "absent", "mirror": False, "mirror_ready": False}
+        return {"qemu": {**nothing, "state": "absent", "pid": None, "paths": []}, "libvirt": libvirt}
+    job = vm.jobs.get(disk_id)
+    state = "paused" if vm.state == "paused" else "running"
+    both = {"state": state, "chain": list(vm.chains[disk_id]), "job": job.facts() if job else None}
+    mirror = {"mirror": bool(job and job.active), "mirror_ready": bool(job and job.ready)}
+    return {"qemu": {**both, "pid": vm.pid, "paths": []}, "libvirt": {**both, **mirror}}
