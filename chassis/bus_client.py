@@ -13,7 +13,7 @@ import amqp
 from chassis import bus_green as green
 from chassis import bus_lines as lines
 from chassis import bus_wire as wire
-from chassis import context
+from chassis import context, logs
 from contracts import errors
 from contracts.promise import Event, Rpc
 
@@ -21,6 +21,7 @@ CONNECT_PATIENCE = 1.0  # seconds that a call waits for a connection that is bei
 HEARTBEAT = 20  # seconds; the broker notices a dead process, and we a dead broker, after about two of them
 BEAT = 5.0  # seconds between two looks at the heartbeat
 BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to connect
+_log = logs.get("bus")
 
 
 class Meter(Protocol):
@@ -304,11 +305,19 @@ def opened(promise: Rpc, body: str | bytes) -> dict[str, Any]:
     except (ValueError, AttributeError):
         envelope, error = {}, {"code": "internal_error", "fields": {"correlation_id": f"{promise.service}-garbled"}}
     if error is None and isinstance(envelope.get("ok"), dict):
-        return promise.load_reply(envelope["ok"])
+        return _loaded(promise, envelope["ok"])
     problem = errors.from_wire(error or {"code": "internal_error", "fields": {"correlation_id": "nothing"}})
     if promise.allows(problem):
         raise problem
     raise errors.InternalError(correlation_id=f"{promise.service}-{problem.code}")
+
+
+def _loaded(promise: Rpc, reply: Any) -> dict[str, Any]:
+    try:
+        return promise.load_reply(reply)
+    except errors.BadRequest as problem:  # theirs, not our caller's
+        _log.error("a reply breaks its promise", method=promise.wire, faults=problem.fields["errors"])
+        raise errors.InternalError(correlation_id=f"{promise.service}-broken-reply") from None
 
 
 def check(uri: str) -> None:

@@ -108,15 +108,23 @@ def refuse_late(promise: Rpc, service: str) -> None:
 def answered(promise: Rpc, service: str, run: Callable[[], Any]) -> dict[str, Any]:
     """The envelope of a reply. What the promise does not declare is logged here and leaves as InternalError."""
     try:
-        reply = promise.load_reply(run())
-        json.dumps(reply)  # what cannot travel must fail here, where it can be told
-        return {"ok": reply}
+        return {"ok": _checked(promise, run())}
     except errors.Problem as problem:
         if promise.allows(problem) and _travels(problem):
             return {"error": problem.to_wire()}
         return {"error": _unexpected(promise, service).to_wire()}
     except Exception:
         return {"error": _unexpected(promise, service).to_wire()}
+
+
+def _checked(promise: Rpc, reply: Any) -> dict[str, Any]:
+    """What breaks the promise or cannot travel must fail here, where it can be told. It is not the caller's fault."""
+    try:
+        loaded = promise.load_reply(reply)
+    except errors.BadRequest as problem:
+        raise ValueError(f"the reply breaks its promise: {problem.fields['errors']}") from None
+    json.dumps(loaded)
+    return loaded
 
 
 def _travels(problem: errors.Problem) -> bool:

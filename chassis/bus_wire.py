@@ -16,6 +16,7 @@ This module imports neither nameko nor eventlet, so that ordinary (not green) pr
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -112,11 +113,12 @@ def from_headers(headers: Mapping[str, Any] | None, key: str | None = None) -> c
     """The call that a message belongs to. Headers come from outside: a wrong type counts as absent."""
     headers = headers or {}
     deadline = headers.get(DEADLINE)
+    dated = isinstance(deadline, int | float) and math.isfinite(deadline)
     flow = headers.get(FLOW)
     return context.Call(
         request_id=str(headers.get(REQUEST) or ""),
         flow_id=str(flow) if flow else None,
         user=str(headers.get(USER) or ""),
-        deadline=float(deadline) if isinstance(deadline, int | float) else None,
+        deadline=float(deadline) if dated else None,
         key=key,
     )

@@ -1,4 +1,4 @@
-"""The whole start of a process, in one place: `chassis.run.serve(Inventory, InventorySettings, "services.inventory")`."""
+"""The whole start of a process, in one place: `run.serve(Inventory, InventorySettings, "services.inventory")`."""
 
 from __future__ import annotations
 
@@ -89,5 +89,16 @@ def _start_flows(service_cls: type[bus.Service], frame: Frame) -> None:
     from chassis import steps  # only services with flows need it
 
     chosen = frame.settings
-    frame.runner = steps.Runner(frame.db, kinds, frame.clock, chosen.instance, lease_seconds=chosen.flow_lease)
+    frame.runner = steps.Runner(
+        frame.db,
+        kinds,
+        frame.clock,
+        chosen.instance,
+        lease_seconds=chosen.flow_lease,
+        patience=chosen.flow_patience,
+        limit=chosen.flow_limit,
+        tools=frame,
+        spawn=bus.spawn,
+        signal=bus.Signal,
+    )
     bus.spawn(frame.runner.loop)

@@ -12,7 +12,6 @@ fake provider cannot drift from the promise.
 from __future__ import annotations
 
 import json
-import socket
 import threading
 import time
 import uuid
@@ -64,7 +63,7 @@ class _Thread:
                 while not self._stopping.is_set():
                     try:
                         channel.connection.drain_events(timeout=QUIET)
-                    except (TimeoutError, socket.timeout):
+                    except TimeoutError:
                         continue
             finally:
                 channel.connection.transport.close()
@@ -126,31 +125,31 @@ class Bus:
         call: context.Call | None = None,
     ) -> dict[str, Any]:
         """Ask a service as another one would; the same errors. `deadline` in seconds."""
-        self._listen_for_replies()
         seconds = promise.deadline if deadline is None else deadline
-        target = wire.address(promise.service, at)
-        correlation_id = uuid.uuid4().hex
-        box = self._boxes[correlation_id] = (threading.Event(), [])
         headers = wire.to_headers(call or context.new(self._user))
         headers[wire.DEADLINE] = time.time() + seconds
+        body = {"args": [request], "kwargs": {}}
+        return _opened(promise, self.ask(promise, body, at, headers=headers, seconds=seconds, expiration=seconds))
+
+    def ask(
+        self, promise: Rpc, body: Any, at: str | None = None, *, headers: Any, seconds: float = 10.0, **properties: Any
+    ) -> dict[str, Any]:
+        """Send any body with any headers as a request; answers the envelope. For tests of bad callers."""
+        self._listen_for_replies()
+        target = wire.address(promise.service, at)
+        correlation_id = uuid.uuid4().hex
+        came, bodies = self._boxes[correlation_id] = (threading.Event(), [])
+        properties.update(reply_to=wire.reply_key(self._id), correlation_id=correlation_id, mandatory=True)
         try:
-            self.publish(
-                wire.RPC_EXCHANGE,
-                wire.rpc_key(promise, at),
-                {"args": [request], "kwargs": {}},
-                headers=headers,
-                mandatory=True,
-                reply_to=wire.reply_key(self._id),
-                correlation_id=correlation_id,
-                expiration=seconds,
-            )
+            self.publish(wire.RPC_EXCHANGE, wire.rpc_key(promise, at), body, headers=headers, **properties)
         except ChannelError as fault:
             if "NO_ROUTE" in str(fault):
                 raise errors.ServiceAway(service=target) from None
             raise
-        if not box[0].wait(seconds + 0.5):
+        if not came.wait(seconds + 0.5):
             raise errors.NoAnswer(service=target, method=promise.method, seconds=seconds)
-        return _opened(promise, box[1][0])
+        envelope: dict[str, Any] = json.loads(bodies[0])["result"]
+        return envelope
 
     def wait_for(self, promise: Rpc, at: str | None = None, timeout: float = 30.0) -> None:
         """Until the provider of this promise listens (seconds)."""
@@ -266,7 +265,7 @@ def _answered(promise: Rpc, fn: Answer, asked: list[Any], body: Any, headers: An
             raise errors.Late(service=promise.service, method=promise.method, seconds=0)
         request = promise.load_request(body["args"][0])
         asked.append(request)
-        return {"ok": promise.load_reply(fn(request))}
+        return {"ok": _checked(promise, fn(request))}
     except errors.Problem as problem:
         if promise.allows(problem):
             return {"error": problem.to_wire()}
@@ -275,8 +274,14 @@ def _answered(promise: Rpc, fn: Answer, asked: list[Any], body: Any, headers: An
         return {"error": errors.InternalError(correlation_id=f"fake: {fault!r}").to_wire()}
 
 
-def _opened(promise: Rpc, body: str | bytes) -> dict[str, Any]:
-    envelope = json.loads(body)["result"]
+def _checked(promise: Rpc, reply: dict[str, Any]) -> dict[str, Any]:
+    try:
+        return promise.load_reply(reply)
+    except errors.BadRequest as problem:
+        raise AssertionError(f"the fake's reply breaks {promise.wire}: {problem}") from None
+
+
+def _opened(promise: Rpc, envelope: dict[str, Any]) -> dict[str, Any]:
     if "ok" in envelope:
         return promise.load_reply(envelope["ok"])
     problem = errors.from_wire(envelope["error"])

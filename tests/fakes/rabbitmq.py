@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import shutil
@@ -11,6 +12,9 @@ import subprocess
 import tempfile
 import time
 from typing import Any
+
+import amqp
+import kombu
 
 SERVER = "/usr/lib/rabbitmq/bin/rabbitmq-server"
 CONTROL = "/usr/lib/rabbitmq/bin/rabbitmqctl"
@@ -93,15 +97,20 @@ class Rabbit:
 
     def count(self, queue: str) -> int:
         """Messages that are ready in the queue (0 when there is no such queue)."""
-        import kombu
-
         with kombu.Connection(self.uri, connect_timeout=5) as connection:
             try:
                 return int(connection.default_channel.queue_declare(queue, passive=True).message_count)
-            except Exception as fault:
-                if "NOT_FOUND" in str(fault):
-                    return 0
-                raise
+            except amqp.NotFound:
+                return 0
+
+    def purge(self, queue: str) -> None:
+        """Empty a queue, if there is one."""
+        with kombu.Connection(self.uri, connect_timeout=5) as connection, contextlib.suppress(amqp.NotFound):
+            connection.default_channel.queue_purge(queue)
+
+    def delete(self, queue: str) -> None:
+        with kombu.Connection(self.uri, connect_timeout=5) as connection:
+            connection.default_channel.queue_delete(queue)
 
     def _configure(self) -> None:
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -134,15 +143,14 @@ class Rabbit:
     def _start_epmd(self) -> subprocess.Popen[bytes]:
         """In the foreground, so that its id is known; the node would start one that outlives it."""
         epmd = shutil.which("epmd") or "/usr/bin/epmd"
-        process = subprocess.Popen([epmd], env=self._environment(), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        quiet = subprocess.DEVNULL
+        process = subprocess.Popen([epmd], env=self._environment(), stdout=quiet, stderr=quiet)
         _wait_for_port(self._epmd_port, process, 10.0)
         return process
 
     def _wait_until_ready(self) -> None:
         assert self._process is not None
         _wait_for_port(self.port, self._process, START_SECONDS)
-        import kombu
-
         ends = time.monotonic() + START_SECONDS
         while True:
             try:

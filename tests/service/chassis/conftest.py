@@ -1,0 +1,46 @@
+"""The two small services of the frame's tests, as processes on the real broker."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import pytest
+from tests.fakes.process import Process
+from tests.fakes.rabbitmq import Rabbit
+
+Start = Callable[..., Process]
+
+
+@pytest.fixture
+def run(rabbit: Rabbit, tmp_path: pathlib.Path) -> Iterator[Start]:
+    """run("leaf", slow=0.1): a process of tests.fakes.services.leaf; it ends with the test."""
+    started: list[Process] = []
+
+    def start(name: str, instance: str = "", **settings: Any) -> Process:
+        folder = tmp_path / name
+        settings.setdefault("amqp_uri", rabbit.uri)
+        process = Process(f"tests.fakes.services.{name}", folder, **settings)
+        process.log_path = folder / f"{name}{instance}.log"
+        started.append(process.start())
+        return process
+
+    yield start
+    for process in started:
+        if process.alive():
+            process.kill()
+
+
+@pytest.fixture
+def leaf(run: Start) -> Process:
+    process = run("leaf")
+    process.wait_for_log("started")
+    return process
+
+
+@pytest.fixture
+def relay(run: Start) -> Process:
+    process = run("relay")
+    process.wait_for_log("started")
+    return process
