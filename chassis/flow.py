@@ -236,8 +236,13 @@ def announce(session: Session, kind: FlowKind, new: FlowRow, old: str, sentence:
     """Tell `on_move` now and the log after the commit."""
     if kind.on_move is not None:
         kind.on_move(session, new, old, new.state)
-    fields = {"flow_id": new.id, "state": new.state, "step": new.step, "claim": new.claim, "version": new.version}
-    after_commit(session, lambda: _log.info(f"{new.kind} of {new.subject}: {sentence}", **fields))
+    say(session, new, sentence)
+
+
+def say(session: Session, row: FlowRow, sentence: str) -> None:
+    """Log one sentence about the flow once the transaction is committed."""
+    fields = {"flow_id": row.id, "state": row.state, "step": row.step, "claim": row.claim, "version": row.version}
+    after_commit(session, lambda: _log.info(f"{row.kind} of {row.subject}: {sentence}", **fields))
 
 
 class Flow:

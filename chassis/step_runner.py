@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import uuid
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 from chassis import context, crash, flow, logs
@@ -45,6 +46,76 @@ def wait_of(tries: int) -> float:
     return float(min(LONGEST_WAIT, FIRST_WAIT * 2 ** min(tries - 1, 10)))
 
 
+@dataclass
+class _Trouble:
+    """What went wrong with the present step; forgotten with each move."""
+
+    answered: int = 0  # asks that were answered although the world did not change
+    failures: int = 0
+    unknowns: int = 0
+    unknown_since: float | None = None  # monotonic
+    refusal: errors.Problem | None = None  # what the last ask was refused with
+    ask_after: float = 0.0  # monotonic
+
+    def another_unknown(self, now: float) -> float:
+        """Count it; answers for how many seconds nothing was learnt."""
+        self.unknowns += 1
+        self.unknown_since = now if self.unknown_since is None else self.unknown_since
+        return now - self.unknown_since
+
+    def looked(self) -> None:
+        """The world could be seen: patience starts again."""
+        self.unknowns, self.unknown_since = 0, None
+
+
+class _Record:
+    """The flow's row as this claim writes it."""
+
+    def __init__(self, database: Database, kind: FlowKind, row: FlowRow, tools: Any) -> None:
+        self.flow = Flow(database, kind, row, tools)
+        self._database = database
+        self._kind = kind
+
+    def move(self, sentence: str, **columns: Any) -> None:
+        with self._database.write() as session:
+            row = flow.move(session, self._database, self._kind, self.flow.row, sentence, **columns)
+        self.flow.take(row)
+
+    def store(self, **columns: Any) -> None:
+        with self._database.write() as session:
+            row = flow.store(session, self._database, self.flow.row, **columns)
+        self.flow.take(row)
+
+    def reread(self) -> None:
+        with self._database.read() as session:
+            row = flow.get(session, self.flow.id)
+        if row.claim != self.flow.claim:
+            raise ClaimLost(f"{row.kind} {row.id} was taken over")
+        self.flow.take(row)
+
+    def call(self, part: Callable[[Flow], Any]) -> Any:
+        """Run one part of a step; all that it may raise becomes Failed, Unknown, NeedsPerson or ClaimLost."""
+        try:
+            return part(self.flow)
+        except (ClaimLost, NeedsPerson, Failed, Unknown, GoOn):
+            raise
+        except errors.StaleClaim as stale:
+            self._renumber(stale)
+            raise Unknown(stale) from None
+        except errors.Problem as problem:
+            raise (Unknown(problem) if isinstance(problem, UNKNOWN) else Failed(problem)) from None
+        except Exception:
+            number = uuid.uuid4().hex
+            _log.exception("a step raised what it must not raise", correlation_id=number, step=self.flow.step)
+            raise Unknown(errors.InternalError(correlation_id=number)) from None
+
+    def _renumber(self, stale: errors.StaleClaim) -> None:
+        """Our number was refused. If another instance took over, this raises ClaimLost. If the claim is still ours,
+        then our database is older than the executor's memory (restored from a backup): take a higher number."""
+        highest = max(int(stale.fields.get("highest") or 0), self.flow.claim)
+        self.store(claim=highest + 1)
+
+
 class Worker:
     """One flow under one claim. Runs in its own green thread; other threads may call `poke` and `stop`."""
 
@@ -59,24 +130,16 @@ class Worker:
         patience: float,
         tools: Any = None,
     ) -> None:
-        self.flow = Flow(database, kind, row, tools)
+        self._record = _Record(database, kind, row, tools)
+        self.flow = self._record.flow
         self.wakes = row.wakes  # how many wakes of other instances the runner has passed on
         self._stopping = False
-        self._database = database
         self._kind = kind
         self._clock = clock
         self._signal = signal
         self._patience = patience
         self._outdated = False
-        self._fresh_step()
-
-    def _fresh_step(self) -> None:
-        self._answered = 0  # asks that were answered although the world did not change
-        self._failures = 0
-        self._unknowns = 0
-        self._unknown_since: float | None = None
-        self._refusal: errors.Problem | None = None  # what the last ask was refused with
-        self._ask_after = 0.0  # monotonic
+        self._trouble = _Trouble()
 
     # -- what the runner calls ----------------------------------------------------------------------------
 
@@ -99,7 +162,8 @@ class Worker:
                 self._check()
                 self._signal.clear()
                 if self._outdated:
-                    self._reread()
+                    self._outdated = False
+                    self._record.reread()
                 else:
                     self._turn()
 
@@ -131,8 +195,8 @@ class Worker:
             raise NeedsPerson(reason, f"Run the version of the service that knows it: {problem}.") from None
 
     def _forward(self, step: Step) -> None:
-        look = self._call(step.settled)
-        self._unknowns, self._unknown_since = 0, None
+        look = self._record.call(step.settled)
+        self._trouble.looked()
         if look is Look.SETTLED:
             crash.point(f"{self._kind.name}.{step.name}.after_settled")
             self._settle(step)
@@ -140,11 +204,11 @@ class Worker:
             self._turn_back(errors.Cancelled(user=self.flow.row.cancel_by))
         elif look is Look.RUNNING:
             self._wait(step.patience)
-        elif self._refusal is not None:
-            refusal, self._refusal = self._refusal, None
+        elif self._trouble.refusal is not None:
+            refusal, self._trouble.refusal = self._trouble.refusal, None
             raise Failed(refusal)
-        elif self._clock.monotonic() < self._ask_after:
-            self._wait(self._ask_after - self._clock.monotonic())
+        elif self._clock.monotonic() < self._trouble.ask_after:
+            self._wait(self._trouble.ask_after - self._clock.monotonic())
         else:
             self._ask(step)
 
@@ -156,19 +220,19 @@ class Worker:
         return not step.no_way_back or look is Look.ASK
 
     def _ask(self, step: Step) -> None:
-        if self._answered >= step.tries:
-            raise Failed(errors.NotSettled(flow_id=self.flow.id, step=step.name, tries=self._answered))
+        if self._trouble.answered >= step.tries:
+            raise Failed(errors.NotSettled(flow_id=self.flow.id, step=step.name, tries=self._trouble.answered))
         name = f"{self._kind.name}.{step.name}"
-        self._store(asks=self.flow.asks + 1)  # written down before acting
+        self._record.store(asks=self.flow.asks + 1)  # written down before acting
         _log.info(f"{self.flow.kind} of {self.flow.subject}: asks for {step.name}", claim=self.flow.claim)
         crash.point(f"{name}.before_ask")
         try:
-            self._call(step.ask)
+            self._record.call(step.ask)
         except Failed as failure:
-            self._refusal = failure.problem  # the world decides: look once more before believing it
+            self._trouble.refusal = failure.problem  # the world decides: look once more before believing it
         crash.point(f"{name}.after_ask")
-        self._answered += 1
-        self._ask_after = self._clock.monotonic() + wait_of(self._answered)
+        self._trouble.answered += 1
+        self._trouble.ask_after = self._clock.monotonic() + wait_of(self._trouble.answered)
 
     def _settle(self, step: Step) -> None:
         following = self._kind.after(step.name)
@@ -195,8 +259,8 @@ class Worker:
     def _back(self, step: Step) -> None:
         if step.undo is not None:
             crash.point(f"{self._kind.name}.{step.name}.before_undo")
-            if self._call(step.undo) is Look.RUNNING:
-                self._unknowns, self._unknown_since = 0, None
+            if self._record.call(step.undo) is Look.RUNNING:
+                self._trouble.looked()
                 self._wait(step.patience)
                 return
             crash.point(f"{self._kind.name}.{step.name}.after_undo")
@@ -213,90 +277,54 @@ class Worker:
         if self.flow.state == flow.RUNNING and not self.flow.row.past:
             self._turn_back(problem)
             return
-        self._failures += 1
-        if self._failures >= self._step().tries:
-            self._stick(problem, problem.advice)
+        self._trouble.failures += 1
+        if self._trouble.failures >= self._step().tries:
+            self._stick(problem)
             return
-        _log.warning(f"{self.flow.kind} of {self.flow.subject}: {self.flow.step} failed, tries again: {problem}")
-        self._answered = 0
-        self._wait(wait_of(self._failures))
+        self._warn(f"{self.flow.step} failed, tries again: {problem}")
+        self._trouble.answered = 0
+        self._wait(wait_of(self._trouble.failures))
 
     def _unknown(self, problem: errors.Problem) -> None:
         """Nothing was learnt: look again, more and more slowly, until patience ends."""
         now = self._clock.monotonic()
-        self._unknown_since = now if self._unknown_since is None else self._unknown_since
-        self._unknowns += 1
+        waited = self._trouble.another_unknown(now)
         self._outdated = True  # a save in the step may have been committed without us knowing
         if self.flow.state == flow.RUNNING and self._may_cancel(self._step(), None):
             self._turn_back(errors.Cancelled(user=self.flow.row.cancel_by))
-        elif now - self._unknown_since >= self._patience:
-            self._stick(problem, problem.advice)
+        elif waited >= self._patience:
+            self._stick(problem)
         else:
-            if self._unknowns == 1:
-                sentence = f"outcome of {self.flow.step} is unknown, looks again"
-                _log.warning(f"{self.flow.kind} of {self.flow.subject}: {sentence}: {problem}")
-            wait = wait_of(self._unknowns)
-            self._ask_after = now + wait
+            if self._trouble.unknowns == 1:
+                self._warn(f"outcome of {self.flow.step} is unknown, looks again: {problem}")
+            wait = wait_of(self._trouble.unknowns)
+            self._trouble.ask_after = now + wait
             self._wait(wait)
 
     def _needs_person(self, need: NeedsPerson) -> None:
         """A person who has cancelled already is not asked again, where turning back is safe."""
-        known = self.flow.step in {step.name for step in self._kind.steps}
+        known = any(step.name == self.flow.step for step in self._kind.steps)
         if known and self.flow.state == flow.RUNNING and self._may_cancel(self._step(), None):
             self._turn_back(errors.Cancelled(user=self.flow.row.cancel_by))
         else:
             self._stick(need.reason, need.action)
 
-    def _stick(self, problem: errors.Problem, action: str) -> None:
+    def _stick(self, problem: errors.Problem, action: str = "") -> None:
         """Stop here until a person resumes it; what it was undoing for is kept beside the new reason."""
         reason = problem.to_wire()
         if self.flow.row.undoing and self.flow.row.reason:
             reason["first"] = self.flow.row.reason
-        action = f"{action or 'Read the reason and remove it.'} Then: drystone job resume {self.flow.id}"
+        action = f"{action or problem.advice or 'Remove the reason.'} Then: drystone job resume {self.flow.id}"
         self._move(f"needs a person at {self.flow.step}: {problem}", state=flow.STUCK, reason=reason, action=action)
 
     # -- small parts --------------------------------------------------------------------------------------
 
-    def _call(self, part: Callable[[Flow], Any]) -> Any:
-        """Run one part of a step; everything that it may raise becomes Failed, Unknown, NeedsPerson or ClaimLost."""
-        try:
-            return part(self.flow)
-        except (ClaimLost, NeedsPerson, Failed, Unknown, GoOn):
-            raise
-        except errors.StaleClaim as stale:
-            self._renumber(stale)
-            raise Unknown(stale) from None
-        except errors.Problem as problem:
-            raise (Unknown(problem) if isinstance(problem, UNKNOWN) else Failed(problem)) from None
-        except Exception:
-            number = uuid.uuid4().hex
-            _log.exception("a step raised what it must not raise", correlation_id=number, step=self.flow.step)
-            raise Unknown(errors.InternalError(correlation_id=number)) from None
-
-    def _renumber(self, stale: errors.StaleClaim) -> None:
-        """Our number was refused. If another instance took over, this raises ClaimLost. If the claim is still ours,
-        then our database is older than the executor's memory (restored from a backup): take a higher number."""
-        highest = max(int(stale.fields.get("highest") or 0), self.flow.claim)
-        self._store(claim=highest + 1)
-
     def _move(self, sentence: str, **columns: Any) -> None:
-        with self._database.write() as session:
-            row = flow.move(session, self._database, self._kind, self.flow.row, sentence, **columns)
-        self.flow.take(row)
-        self._fresh_step()
+        self._record.move(sentence, **columns)
+        self._trouble = _Trouble()
 
-    def _store(self, **columns: Any) -> None:
-        with self._database.write() as session:
-            row = flow.store(session, self._database, self.flow.row, **columns)
-        self.flow.take(row)
-
-    def _reread(self) -> None:
-        with self._database.read() as session:
-            row = flow.get(session, self.flow.id)
-        if row.claim != self.flow.claim:
-            raise ClaimLost(f"{row.kind} {row.id} was taken over")
-        self._outdated = False
-        self.flow.take(row)
+    def _warn(self, sentence: str) -> None:
+        _log.warning(f"{self.flow.kind} of {self.flow.subject}: {sentence}")
 
     def _wait(self, seconds: float) -> None:
         self._check()

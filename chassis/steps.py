@@ -14,19 +14,15 @@ every ask as `flow.claim`.
 
 from __future__ import annotations
 
-import datetime
-import hashlib
-import json
 import threading
 import uuid
 from collections.abc import Callable, Iterable
 from typing import Any
 
-import sqlalchemy as sa
-from sqlalchemy.dialects import postgresql, sqlite
 from sqlalchemy.orm import Session
 
-from chassis import context, flow, logs
+from chassis import claims, flow_door, logs
+from chassis.claims import Claims
 from chassis.clock import Clock, SystemClock
 from chassis.database import Database, after_commit
 from chassis.flow import (
@@ -41,9 +37,11 @@ from chassis.flow import (
     Flow,
     FlowKind,
     FlowRow,
+    GoOn,
     Look,
     NeedsPerson,
     Step,
+    Unknown,
     counts,
     find,
     get,
@@ -51,7 +49,6 @@ from chassis.flow import (
     move,
 )
 from chassis.step_runner import Signal, Stopped, Worker, wait_of
-from chassis.tables import flows
 from contracts import errors
 
 __all__ = [
@@ -66,10 +63,12 @@ __all__ = [
     "Flow",
     "FlowKind",
     "FlowRow",
+    "GoOn",
     "Look",
     "NeedsPerson",
     "Runner",
     "Step",
+    "Unknown",
     "counts",
     "find",
     "get",
@@ -112,8 +111,9 @@ class Runner:
         self._kinds = {kind.name: kind for kind in kinds}
         self._clock = clock or SystemClock()
         # two processes under one name must not take each other's claims for their own
-        self._me = f"{instance}/{uuid.uuid4().hex[:8]}"
-        self._lease = datetime.timedelta(seconds=lease_seconds)
+        owner = f"{instance}/{uuid.uuid4().hex[:8]}"
+        self._claims = Claims(database, owner, lease_seconds, self._kinds)
+        self._renew_every = lease_seconds / 3
         self._patience = patience
         self._limit = limit
         self._spawn = spawn
@@ -142,59 +142,37 @@ class Runner:
         `body` is what makes two requests equal (default: data). Raises IdempotencyConflict for another one.
         """
         kind = self._kinds[kind if isinstance(kind, str) else kind.name]
-        hashed = _hash(kind.name, subject, data if body is None else body)
-        user = context.current().user
-        if not self._insert(session, kind, flow_id, subject=subject, data=data, body_hash=hashed, user=user):
-            row = flow.get(session, flow_id)
-            if (row.body_hash, row.user) != (hashed, user):
-                raise errors.IdempotencyConflict(id=flow_id)
-            return row
-        row = flow.get(session, flow_id)
-        flow.announce(session, kind, row, "", f"starts with {row.step}")
-        after_commit(session, self._signal.set)
+        body = data if body is None else body
+        row, new = flow_door.begin(session, self._database, kind, flow_id, subject=subject, data=data, body=body)
+        if new:
+            after_commit(session, self._signal.set)
         return row
 
     def wake(self, flow_id: str, session: Session | None = None) -> None:
         """Let the flow look at the world now, whichever instance owns it. With a session: once that commits."""
         if session is not None:
             if flow_id not in self._workers:
-                _bump(session, flow_id)
+                claims.wake(session, flow_id)
             after_commit(session, lambda: self._poke(flow_id))
         elif flow_id in self._workers:
             self._poke(flow_id)
         else:
             with self._database.write() as own:
-                _bump(own, flow_id)
+                claims.wake(own, flow_id)
 
     def cancel(self, session: Session, flow_id: str) -> FlowRow:
         """Ask the flow to turn back; asking again changes nothing. Raises NotFound, and TooLate after the point of
         no return. (A cancel that arrives while that point is being passed loses, and the flow ends done.)"""
-        row = flow.get(session, flow_id, lock=True)
-        if row.undoing or row.state == UNDONE:
-            return row
-        if row.past or row.state == DONE:
-            raise errors.TooLate(flow_id=flow_id)
-        user = row.cancel_by or context.current().user or "unknown"
-        if row.state == STUCK:
-            changes = {"state": RUNNING, "reason": None, "action": None, "cancel_by": user}
-            row = self._put_back(session, row, f"cancelled by {user}", changes)
-        elif row.cancel_by is None:
-            row = flow.store(session, self._database, row, cancel_by=user, wakes=row.wakes + 1)
-            after_commit(session, lambda: _log.info(f"{row.kind} of {row.subject}: cancel asked for by {user}"))
-            after_commit(session, lambda: self._poke(flow_id, outdated=True))
+        row = flow_door.cancel(session, self._database, self._kinds, flow_id)
+        after_commit(session, lambda: self._poke(flow_id, outdated=True))
         return row
 
     def resume(self, session: Session, flow_id: str) -> FlowRow:
         """Put a stuck flow back to work, where and in the direction in which it stopped. Raises NotFound, and
         FlowWrongState for a flow that has ended."""
-        row = flow.get(session, flow_id, lock=True)
-        if row.active:
-            return row
-        if row.state != STUCK:
-            raise errors.FlowWrongState(flow_id=flow_id, state=row.state, action="resume", needs=STUCK)
-        state = UNDOING if row.undoing else RUNNING
-        first = (row.reason or {}).get("first")
-        return self._put_back(session, row, "resumed", {"state": state, "reason": first, "action": None})
+        row = flow_door.resume(session, self._database, self._kinds, flow_id)
+        after_commit(session, self._signal.set)
+        return row
 
     @property
     def active(self) -> int:
@@ -228,68 +206,33 @@ class Runner:
     def _round(self, woken: bool) -> None:
         now = self._clock.monotonic()
         if self._workers:
-            if now - self._renewed >= self._lease.total_seconds() / 3:
-                self._renew()
+            if now - self._renewed >= self._renew_every:
+                self._claims.renew(list(self._workers))
                 self._renewed = now
             self._watch()
         if woken or now - self._searched >= IDLE:
-            self._search()
+            self._search(now)
             self._searched = now
-
-    def _renew(self) -> None:
-        with self._database.write() as session:
-            mine = (flows.c.id.in_(list(self._workers)), flows.c.claimed_by == self._me, flows.c.state.in_(ACTIVE))
-            until = self._database.now(session) + self._lease
-            session.execute(sa.update(flows).where(*mine).values(lease_until=until))
 
     def _watch(self) -> None:
         """See what other instances wrote into our flows: wakes, cancels, a higher claim."""
         workers = dict(self._workers)
-        columns = (flows.c.id, flows.c.claimed_by, flows.c.wakes, flows.c.state)
-        with self._database.read() as session:
-            query = sa.select(*columns).where(flows.c.id.in_(list(workers)))
-            found = {row.id: row for row in session.execute(query)}
+        found = self._claims.wakes(list(workers))
         for flow_id, worker in workers.items():
-            row = found.get(flow_id)
-            if row is None or row.claimed_by != self._me or row.wakes != worker.wakes:
-                worker.wakes = row.wakes if row is not None else worker.wakes
+            if found.get(flow_id) != worker.wakes:
+                worker.wakes = found.get(flow_id, worker.wakes)
                 worker.poke(outdated=True)
 
-    def _search(self) -> None:
-        """Claim flows that nobody works on, up to our limit, the oldest first."""
-        now = self._clock.monotonic()
-        busy = [*self._workers, *(flow_id for flow_id, (_, until) in self._cooling.items() if now < until)]
+    def _search(self, now: float) -> None:
+        """Claim flows that nobody works on, up to our limit."""
         free = self._limit - len(self._workers)
         if free <= 0:
             return
-        with self._database.read() as session:
-            query = sa.select(flows.c.id).where(*self._claimable(session), flows.c.id.not_in(busy))
-            ids = list(session.scalars(query.order_by(flows.c.created_at, flows.c.id).limit(free)))
-        for flow_id in ids:
-            row = self._claim(flow_id)
+        cooling = [flow_id for flow_id, (_, until) in self._cooling.items() if now < until]
+        for flow_id in self._claims.search([*self._workers, *cooling], free):
+            row = self._claims.claim(flow_id)
             if row is not None:
                 self._begin(row)
-
-    def _claimable(self, session: Session) -> list[sa.ColumnElement[bool]]:
-        unowned = sa.or_(
-            flows.c.claimed_by.is_(None),
-            flows.c.claimed_by == self._me,  # ours, but its worker ended (database away)
-            flows.c.lease_until < self._database.now(session),
-        )
-        return [flows.c.state.in_(ACTIVE), flows.c.kind.in_(list(self._kinds)), unowned]
-
-    def _claim(self, flow_id: str) -> FlowRow | None:
-        others = flows.alias()
-        highest = sa.select(sa.func.coalesce(sa.func.max(others.c.claim), 0)).scalar_subquery()
-        with self._database.write() as session:
-            changes = {
-                "claim": highest + 1,
-                "claimed_by": self._me,
-                "lease_until": self._database.now(session) + self._lease,
-            }
-            where = (flows.c.id == flow_id, *self._claimable(session))
-            found = session.execute(sa.update(flows).where(*where).values(changes).returning(*flow.COLUMNS)).first()
-        return None if found is None else flow.row_of(found)
 
     def _begin(self, row: FlowRow) -> None:
         worker = Worker(
@@ -337,51 +280,15 @@ class Runner:
 
     def _give_back(self, worker: Worker) -> None:
         try:
-            with self._database.write() as session:
-                flow.store(session, self._database, worker.flow.row, claimed_by=None, lease_until=None)
+            self._claims.give_back(worker.flow.row)
         except (errors.DatabaseAway, ClaimLost):
             _log.info("the claim was not given back; its lease will end", flow_id=worker.flow.id)
 
     # -- small parts --------------------------------------------------------------------------------------
 
-    def _insert(self, session: Session, kind: FlowKind, flow_id: str, **given: Any) -> bool:
-        now = self._database.now(session)
-        values = {
-            "id": flow_id,
-            "kind": kind.name,
-            "request_id": context.current().request_id,
-            "state": RUNNING,
-            "step": kind.steps[0].name,
-            "past": False,
-            "undoing": False,
-            "created_at": now,
-            "updated_at": now,
-            "version": 1,
-            **dict.fromkeys(("asks", "claim", "wakes"), 0),
-            **given,
-        }
-        insert = sqlite.insert if self._database.is_sqlite else postgresql.insert
-        query = insert(flows).values(values).on_conflict_do_nothing().returning(flows.c.id)
-        return session.execute(query).first() is not None
-
-    def _put_back(self, session: Session, row: FlowRow, sentence: str, changes: dict[str, Any]) -> FlowRow:
-        """A stuck flow to work again; that it was asked for stays known, so that it is also undone."""
-        kind = self._kinds[row.kind]
-        new = flow.move(session, self._database, kind, row, sentence, asks=min(row.asks, 1), **changes)
-        after_commit(session, self._signal.set)
-        return new
-
     def _poke(self, flow_id: str, *, outdated: bool = False) -> None:
         worker = self._workers.get(flow_id)
         if worker is not None:
             worker.poke(outdated=outdated)
-
-
-def _bump(session: Session, flow_id: str) -> None:
-    where = (flows.c.id == flow_id, flows.c.state.in_(ACTIVE))
-    session.execute(sa.update(flows).where(*where).values(wakes=flows.c.wakes + 1))
-
-
-def _hash(*parts: Any) -> str:
-    text = json.dumps(parts, sort_keys=True, separators=(",", ":"))
-    return hashlib.sha256(text.encode()).hexdigest()
+        else:
+            self._signal.set()
