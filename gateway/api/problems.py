@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 import uuid
+from collections.abc import Iterator
 from typing import Any
 
-from flask import Response, request
+from flask import Response, g, request
 from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
-from chassis import context, logs
+from chassis import logs
 from contracts import errors
 from gateway.api.route import PREFIX
 
@@ -26,12 +27,29 @@ def body_of(problem: errors.Problem) -> dict[str, Any]:
         "type": f"{PREFIX}/#{problem.code}",
         "title": problem.code.replace("_", " "),
         "status": problem.status,
-        "detail": str(problem),
+        "detail": _detail(problem),
         "code": problem.code,
         "fields": problem.fields,
         "hint": problem.advice,
-        "correlation_id": problem.fields.get("correlation_id") or context.current().request_id,
+        "correlation_id": problem.fields.get("correlation_id") or g.get("request_id", ""),
     }
+
+
+def _detail(problem: errors.Problem) -> str:
+    if not isinstance(problem, errors.BadRequest):
+        return str(problem)
+    return f"The request is not valid. {' '.join(_faults(problem.fields.get('errors'), ''))}"
+
+
+def _faults(found: Any, where: str) -> Iterator[str]:
+    """Marshmallow's tree of faults as sentences: 'nics.0.mac: Not a MAC address.'"""
+    if isinstance(found, dict):
+        for name, inner in found.items():
+            yield from _faults(inner, f"{where}.{name}" if where else str(name))
+    elif isinstance(found, list):
+        yield from (f"{where}: {fault}" for fault in found)
+    else:
+        yield f"{where}: {found}"
 
 
 def answer(problem: errors.Problem) -> Response:

@@ -1,0 +1,1 @@
+"""The nouns of the `drystone` command, one module each."""

@@ -1,0 +1,96 @@
+"""drystone snapshot"""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from client import follow, names, units
+from client.commands.center import Which
+from client.commands.disk import size_of
+from client.session import Session, Yes, verb
+from client.show import Answer, Card, Column, Listing, time_of
+
+snapshots = typer.Typer(no_args_is_help=True, help="Snapshots of virtual machines.")
+
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Follow the job to its end, or only begin it.")]
+Key = Annotated[str | None, typer.Option("--key", help="Idempotency key: asking again with it asks once.")]
+
+
+@verb(snapshots, "list")
+def list_snapshots(
+    session: Session, vm: Annotated[str | None, typer.Option(help="Only those of this VM.")] = None
+) -> Answer:
+    """List snapshots, oldest first."""
+    client = session.client
+    of = names.find_id(client, names.VM, vm) if vm else None
+    rows = list(client.snapshots.all(vm_id=of))
+    vms = names.labels(client, names.VM, (row["vm_id"] for row in rows))
+    columns = (
+        Column("VM", lambda row: vms[row["vm_id"]]),
+        Column("DESCRIPTION", "description"),
+        Column("STATE", "state"),
+        Column("TAKEN", time_of("created_at")),
+        Column("DISKS", lambda row: len(row["disks"]), right=True),
+        Column("SIZE", lambda row: units.human(sum(disk["actual_size"] or 0 for disk in row["disks"])), right=True),
+        Column("QUIESCED", "quiesced"),
+        Column("ID", "id"),
+    )
+    return Listing(rows, columns, "No snapshot. Take one: drystone snapshot create VM --description TEXT")
+
+
+@verb(snapshots, "show")
+def show_snapshot(session: Session, which: Which) -> Answer:
+    """Show a snapshot and its disks. Name it by id, beginning of an id, or description."""
+    row = names.find(session.client, names.SNAPSHOT, which)
+    columns = (
+        Column("DISK", "alias"),
+        Column("SIZE", lambda disk: units.human(disk["actual_size"]), right=True),
+        Column("VOLUME", "volume_id"),
+    )
+    return Card(row, extra=(Listing(row["disks"], columns),))
+
+
+@verb(snapshots, "create")
+def create_snapshot(
+    session: Session,
+    *,
+    vm: Annotated[str, typer.Argument(help="Name or id.")],
+    description: Annotated[str, typer.Option("--description", "-d")] = "",
+    disk: Annotated[list[str] | None, typer.Option(help="Only these disks; all plugged ones by default.")] = None,
+    quiesce: Annotated[str, typer.Option(help="auto, required or never.")] = "auto",
+    wait: Wait = True,
+    key: Key = None,
+) -> Answer:
+    """Take a snapshot of a VM, running or not."""
+    client = session.client
+    of = names.find_id(client, names.VM, vm)
+    disks = [names.find_id(client, names.DISK, word, vm_id=of) for word in disk] if disk else None
+    job = client.create_snapshot(of, {"description": description, "disk_ids": disks, "quiesce": quiesce}, key)
+    return Card(follow.to_the_end(session, job) if wait else job)
+
+
+@verb(snapshots, "delete")
+def delete_snapshot(
+    session: Session,
+    *,
+    which: Which,
+    vm: Annotated[str | None, typer.Option(help="The VM, where the description alone is not enough.")] = None,
+    bandwidth: Annotated[int, typer.Option(parser=size_of, metavar="RATE", help="Per second, like 100MiB.")] = 0,
+    yes: Yes = False,
+    wait: Wait = True,
+    key: Key = None,
+) -> Answer:
+    """Remove a snapshot by merging its disks. The VM goes on running and loses nothing of its present."""
+    client = session.client
+    of = names.find_id(client, names.VM, vm) if vm else None
+    row = names.find(client, names.SNAPSHOT, which, vm_id=of)
+    title = row["description"] or row["id"]
+    taken = row["created_at"][:19].replace("T", " ")
+    session.confirm(
+        f"The state of {len(row['disks'])} disk(s) at {taken} UTC (snapshot {title!r}) cannot be returned to any more.",
+        yes,
+    )
+    job = client.remove_snapshot(row["id"], bandwidth, key)
+    return Card(follow.to_the_end(session, job) if wait else job)

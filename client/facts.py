@@ -1,0 +1,217 @@
+"""What the API answers with. Sizes are bytes, times ISO 8601 in UTC, ids lower-case UUIDs.
+
+A test compares these with the API's own description, so that they can't drift.
+"""
+
+from __future__ import annotations
+
+from typing import Any, TypedDict
+
+
+class DataCenter(TypedDict):
+    id: str
+    name: str
+    description: str
+    mac_first: str
+    mac_last: str
+    version: int
+    created_at: str
+
+
+class Cluster(TypedDict):
+    id: str
+    name: str
+    data_center_id: str
+    description: str
+    version: int
+    created_at: str
+
+
+class Host(TypedDict):
+    id: str
+    name: str
+    cluster_id: str
+    state: str
+    problem: str | None
+    facts: dict[str, Any] | None
+    boot_id: str | None
+    clock_offset: float | None
+    last_seen: str | None
+    version: int
+    created_at: str
+
+
+class StorageDomain(TypedDict):
+    id: str
+    name: str
+    data_center_id: str
+    path: str
+    type: str
+    layout: int
+    state: str
+    problem: str | None
+    total: int | None
+    free: int | None
+    version: int
+    created_at: str
+
+
+class Disk(TypedDict):
+    id: str
+    alias: str
+    domain_id: str
+    capacity: int
+    format: str
+    first_volume_id: str
+    vm_id: str | None
+    bus: str
+    boot_order: int | None
+    state: str
+    problem: str | None
+    version: int
+    created_at: str
+
+
+class Nic(TypedDict):
+    id: str
+    name: str
+    mac: str
+    model: str
+    network: str | None
+    linked: bool
+
+
+class Vm(TypedDict):
+    id: str
+    name: str
+    cluster_id: str
+    data_center_id: str
+    description: str
+    memory: int
+    cpus: int
+    firmware: str
+    display: str
+    boot: dict[str, Any] | None
+    nics: list[Nic]
+    disks: list[Disk]
+    state: str
+    reason: str
+    host_id: str | None
+    version: int
+    created_at: str
+
+
+class SnapshotDisk(TypedDict):
+    disk_id: str
+    alias: str
+    volume_id: str
+    actual_size: int | None
+
+
+class Snapshot(TypedDict):
+    id: str
+    vm_id: str
+    description: str
+    state: str
+    restorable: bool
+    partly_removed: bool
+    quiesced: bool
+    live: bool
+    disks: list[SnapshotDisk]
+    job_id: str | None
+    version: int
+    created_at: str
+
+
+class Progress(TypedDict):
+    cur: int
+    end: int
+    rate: int
+
+
+class Reason(TypedDict):
+    code: str
+    details: dict[str, Any]
+    message: str
+    hint: str
+
+
+class JobStep(TypedDict):
+    name: str
+    state: str
+
+
+class Job(TypedDict):
+    id: str
+    kind: str
+    parent_id: str | None
+    vm_id: str
+    snapshot_id: str | None
+    disk_id: str | None
+    user: str
+    description: str
+    state: str
+    step: str
+    steps: list[JobStep]
+    progress: Progress
+    reason: Reason | None
+    action: str | None
+    cancellable: bool
+    result: dict[str, Any] | None
+    version: int
+    created_at: str
+    finished_at: str | None
+
+
+class Merge(TypedDict):
+    id: str
+    removal_id: str
+    vm_id: str
+    disk_id: str
+    snapshot_id: str
+    base_id: str
+    top_id: str
+    kind: str
+    state: str
+    step: str
+    progress: Progress
+    bytes_merged: int
+    bytes_returned: int
+    stall: dict[str, float] | None
+    reason: Reason | None
+    version: int
+
+
+class ChainVolume(TypedDict):
+    volume_id: str
+    parent_id: str | None
+    snapshot_id: str | None
+    description: str
+    active: bool
+    actual_size: int | None
+
+
+class Chain(TypedDict):
+    disk_id: str
+    vm_id: str | None
+    volumes: list[ChainVolume]
+    facts: dict[str, Any] | None
+
+
+class News(TypedDict):
+    """One event. `type` gap: some were missed, read the state again; only `message` comes with it."""
+
+    id: str
+    type: str
+    source: str
+    time: str
+    user: str
+    request_id: str
+    entity: dict[str, Any]
+    message: str
+
+
+class Health(TypedDict):
+    status: str
+    services: list[dict[str, Any]]
+    hosts: list[dict[str, Any]]
