@@ -289,6 +289,13 @@ class ChainDiffers(Problem):
     hint = "drystone doctor disk {disk_id} shows both and, when asked, repairs the database."
 
 
+class DiskWrongState(Problem):
+    code = "disk_wrong_state"
+    status = 409
+    message = "The disk {disk_id} is {state}; {action} needs it {needs}."
+    hint = "Wait until its work is done, or delete it if it failed: drystone disk show {disk_id}."
+
+
 class BackingOutside(Problem):
     code = "backing_outside"
     status = 409

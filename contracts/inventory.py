@@ -275,12 +275,13 @@ class ChangeVm(Version):
     nics = f.many(NewNic, 32, load_default=None, allow_none=True)
 
 
-VM_STATES = ("down", "starting", "running", "paused", "shutting_down", "powering_off", "unsure", "unknown")
+VM_STATES = ("down", "starting", "running", "paused", "shutting_down", "powering_off", "unsure", "unknown", "deleting")
 
 
 class Vm(f.Fact):
     """`state` follows QEMU: `unsure` when QEMU and libvirt differ, `unknown` when its host is silent.
-    `host_id`: where it runs or may run, null when it is down. `disks` are the plugged ones."""
+    `deleting`: its disks are being deleted, then it goes. `host_id`: where it runs or may run, null when it is
+    down. `disks` are the plugged ones."""
 
     id = f.uid()
     name = f.name()
@@ -327,7 +328,14 @@ class Gone(f.Fact):
 _NEW = (errors.AlreadyExists, errors.IdempotencyConflict, errors.NotFound)
 _CHANGE = (errors.NotFound, errors.VersionMismatch, errors.AlreadyExists)
 _HOST = (errors.HostNotUp, errors.NoHost, errors.ClockOff)
-_POWER: tuple[type[Problem], ...] = (*_HOST, errors.NotFound, *hostagent.start_vm.errors, errors.DomainNotActive)
+_POWER: tuple[type[Problem], ...] = (
+    *_HOST,
+    errors.NotFound,
+    *hostagent.start_vm.errors,
+    errors.DomainNotActive,
+    errors.DiskWrongState,
+)
+_PLUG = (errors.VmWrongState, errors.VmUnsure, errors.DiskWrongState, errors.LimitExceeded, errors.AlreadyExists)
 
 create_data_center = Rpc(OWNER, "create_data_center", CreateDataCenter, DataCenter, (*_NEW, errors.LimitExceeded))
 get_data_center = Rpc(OWNER, "get_data_center", ById, DataCenter, (errors.NotFound,))
@@ -370,27 +378,54 @@ create_disk = Rpc(
     "create_disk",
     CreateDisk,
     Disk,
-    (*_NEW, *_HOST, *hostagent.create_volume.errors, errors.DomainNotActive, errors.VmWrongState),
+    (*_NEW, *_HOST, *hostagent.create_volume.errors, errors.DomainNotActive, *_PLUG),
     deadline=70,
 )
 get_disk = Rpc(OWNER, "get_disk", ById, Disk, (errors.NotFound,))
 list_disks = Rpc(OWNER, "list_disks", ListDisks, Disks)
-plug_disk = Rpc(OWNER, "plug_disk", PlugDisk, Disk, (*_CHANGE, errors.VmWrongState, errors.StillInUse))
+plug_disk = Rpc(OWNER, "plug_disk", PlugDisk, Disk, (*_CHANGE, *_PLUG, errors.StillInUse, errors.DiskBusy), deadline=20)
 delete_disk = Rpc(
     OWNER,
     "delete_disk",
     Version,
     Gone,
-    (*_CHANGE, *_HOST, *hostagent.delete_disk.errors, errors.VmWrongState, errors.DomainNotActive),
-    deadline=130,
+    (
+        *_CHANGE,
+        *_HOST,
+        *hostagent.delete_disk.errors,
+        errors.DomainNotActive,
+        *_PLUG,
+        errors.StillInUse,
+        errors.DiskBusy,
+    ),
+    deadline=150,
 )
 
 create_vm = Rpc(OWNER, "create_vm", CreateVm, Vm, (*_NEW, errors.MacTaken, errors.MacPoolEmpty))
 get_vm = Rpc(OWNER, "get_vm", ById, Vm, (errors.NotFound,))
 list_vms = Rpc(OWNER, "list_vms", ListVms, Vms)
-change_vm = Rpc(OWNER, "change_vm", ChangeVm, Vm, (*_CHANGE, errors.VmWrongState, errors.MacTaken, errors.MacPoolEmpty))
+change_vm = Rpc(
+    OWNER,
+    "change_vm",
+    ChangeVm,
+    Vm,
+    (*_CHANGE, errors.VmWrongState, errors.VmUnsure, errors.MacTaken, errors.MacPoolEmpty),
+)
 delete_vm = Rpc(
-    OWNER, "delete_vm", Version, Gone, (*_CHANGE, errors.VmWrongState, errors.StillInUse, *_HOST), deadline=130
+    OWNER,
+    "delete_vm",
+    Version,
+    Gone,
+    (
+        *_CHANGE,
+        *_HOST,
+        *_PLUG,
+        *hostagent.delete_disk.errors,
+        errors.DomainNotActive,
+        errors.StillInUse,
+        errors.DiskBusy,
+    ),
+    deadline=150,
 )
 start_vm = Rpc(OWNER, "start_vm", StartVm, Vm, _POWER, deadline=70)
 shut_down_vm = Rpc(OWNER, "shut_down_vm", ById, Vm, _POWER, deadline=20)

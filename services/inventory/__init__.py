@@ -1,0 +1,1 @@
+"""What exists: data centers, clusters, hosts, storage domains, disks, VMs with their NICs."""

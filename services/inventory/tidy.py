@@ -1,0 +1,64 @@
+"""What happens by the clock: hosts that fall silent, work whose end is unknown, sizes of domains."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from chassis import context
+from contracts import errors
+from services.inventory import disks, domains, hosts, runs, store_world, tables, vms
+from services.inventory.scene import Scene
+
+
+def watch(scene: Scene) -> None:
+    """Note hosts that fall silent, for ever. It begins after a whole grace time: while this service itself was
+    away nobody's heartbeats were heard."""
+    settings = scene.settings
+    scene.clock.sleep(settings.heartbeat_interval * settings.heartbeat_grace)
+    while True:
+        _guarded(scene, "watching the hosts", lambda: scene.write(lambda session: hosts.note_silence(scene, session)))
+        scene.clock.sleep(settings.heartbeat_interval)
+
+
+def run(scene: Scene) -> None:
+    """Settle what is overdue, for ever."""
+    while True:
+        scene.clock.sleep(scene.settings.tidy_interval)
+        once(scene)
+
+
+def once(scene: Scene) -> None:
+    with context.use(context.new("inventory")):
+        _guarded(scene, "settling what is open", lambda: settle(scene))
+        _guarded(scene, "looking at the domains", lambda: domains.look_at_sizes(scene))
+
+
+def settle(scene: Scene) -> None:
+    with scene.database.read() as session:
+        overdue = store_world.overdue(session, scene.now())
+    for sort, id_, state in overdue:
+        try:
+            _settle_one(scene, sort, id_, state)
+        except errors.Problem as problem:  # it stays open; the next round tries again
+            scene.log.info(f"{sort.__tablename__} {id_} stays {state}: {problem}", id=id_)
+
+
+def _settle_one(scene: Scene, sort: type[tables.Row], id_: str, state: str) -> None:
+    if sort is tables.StorageDomain:
+        domains.resume(scene, id_)
+    elif sort is tables.Disk:
+        disks.resume(scene, id_)
+    elif state == "starting":
+        runs.look(scene, id_)
+    else:
+        vms.resume(scene, id_)
+
+
+def _guarded(scene: Scene, what: str, do: Callable[[], object]) -> None:
+    """A round that fails must not be the last one."""
+    try:
+        do()
+    except errors.Problem as problem:
+        scene.log.warning(f"{what} has to wait: {problem}")
+    except Exception:
+        scene.log.exception(f"{what} failed")
