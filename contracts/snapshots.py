@@ -231,6 +231,8 @@ _START = (
     errors.ForeignJob,
     errors.SnapshotNotRestorable,
     errors.HypervisorAway,
+    errors.HypervisorRefused,
+    errors.DomainUnusable,
     errors.StorageTimeout,
     errors.StorageFailed,
     errors.LimitExceeded,
@@ -245,7 +247,7 @@ get_chain = Rpc(OWNER, "get_chain", GetChain, Chain, (errors.NotFound,), deadlin
 get_job = Rpc(OWNER, "get_job", ById, Job, (errors.NotFound,))
 list_jobs = Rpc(OWNER, "list_jobs", ListJobs, Jobs)
 cancel_job = Rpc(OWNER, "cancel_job", ById, Job, (errors.NotFound, errors.TooLate))
-resume_job = Rpc(OWNER, "resume_job", ById, Job, (errors.NotFound, errors.VmWrongState))
+resume_job = Rpc(OWNER, "resume_job", ById, Job, (errors.NotFound, errors.FlowWrongState))
 limit_job = Rpc(
     OWNER, "limit_job", JobBandwidth, Job, (errors.NotFound, errors.TooLate, *hostagent.set_bandwidth.errors)
 )

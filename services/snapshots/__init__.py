@@ -1,0 +1,1 @@
+"""Snapshots, volume chains, merges and removals."""

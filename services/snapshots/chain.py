@@ -1,0 +1,358 @@
+"""The rules of a merge and of a new snapshot: facts in, decision out. No I/O, nothing remembered.
+
+A chain of the database is a tuple of volume ids, first volume first; the last one is active. A decision is a
+`Verdict`: what to do and, in one sentence, why. Bytes everywhere.
+"""
+
+from __future__ import annotations
+
+import enum
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from contracts import errors
+from services.snapshots.facts import DiskFacts, Job, Volume
+
+# A guest that keeps writing keeps `cur` a little behind `end` for ever. What is missing is copied by the pivot while
+# the guest stands still, so it is kept small: 8 MiB take about 15 ms at the rate of a local disk.
+GAP = 8 * 2**20
+# Seconds of writing at the present rate that must still fit above the reserve: two looks.
+AHEAD = 2.0
+
+
+class Do(enum.Enum):
+    """What to do after a look."""
+
+    GO_ON = "go on"  # it holds
+    WAIT = "wait"  # it is on its way
+    ASK = "ask"  # it does not hold and nobody works on it
+    GIVE_UP = "give up"  # it cannot be done, nothing of it is under way
+    UNKNOWN = "unknown"  # nothing may be concluded; look again, for a bounded time
+
+
+@dataclass(frozen=True)
+class Verdict:
+    do: Do
+    why: str
+    problem: errors.Problem | None = None
+
+
+@dataclass(frozen=True)
+class MergePlan:
+    """Merge `top_id` down into `base_id`; `child_id` is the volume on top of top, None when top is active.
+
+    `copy`: at most so many bytes are copied. `needs`: base may grow by so much. `returns`: what comes back at least.
+    """
+
+    vm_id: str
+    disk_id: str
+    base_id: str
+    top_id: str
+    child_id: str | None
+    copy: int = 0
+    needs: int = 0
+    returns: int = 0
+
+    @property
+    def active(self) -> bool:
+        return self.child_id is None
+
+    @property
+    def kind(self) -> str:
+        return "active" if self.active else "internal"
+
+
+def order(parents: dict[str, str | None], active_id: str) -> tuple[str, ...]:
+    """The chain of the database, first volume first. Raises ValueError for rows that form none."""
+    found: list[str] = []
+    here: str | None = active_id
+    while here is not None:
+        if here in found or here not in parents:
+            raise ValueError(f"volume {here} is missing or twice in the chain of {active_id}")
+        found.append(here)
+        here = parents[here]
+    return tuple(reversed(found))
+
+
+# -- planning ---------------------------------------------------------------------------------------------
+
+
+def plan_merge(vm_id: str, chain: Sequence[str], base_id: str, facts: DiskFacts) -> MergePlan:
+    """The merge that removes the snapshot whose volume is `base_id` from a running VM's disk.
+
+    Raises VmUnsure, VmWrongState, ChainBroken, ChainDiffers, VolumeInUse, ForeignJob, HypervisorAway.
+    """
+    same_chain(vm_id, chain, facts)
+    where = chain.index(base_id)
+    if where + 1 >= len(chain):
+        raise errors.ChainDiffers(disk_id=facts.disk_id, reason=f"the snapshot's volume {base_id} is the active one")
+    top_id = chain[where + 1]
+    child_id = chain[where + 2] if where + 2 < len(chain) else None
+    bare = MergePlan(vm_id, facts.disk_id, base_id, top_id, child_id)
+    if not facts.qemu.alive:
+        raise errors.VmWrongState(
+            vm_id=vm_id, state="down", action="removing a snapshot (offline merges come next)", needs="running"
+        )
+    _no_foreign_job(bare, facts)
+    _nobody_else(bare, facts)
+    base, top = facts.storage.volumes[base_id], facts.storage.volumes[top_id]
+    both, most = base.actual_size + top.actual_size, max(base.capacity, top.capacity)
+    needs = min(top.actual_size, max(0, most - base.actual_size))
+    return MergePlan(
+        vm_id, facts.disk_id, base_id, top_id, child_id, top.actual_size, needs, max(0, both - max(most, 1))
+    )
+
+
+def same_chain(vm_id: str, chain: Sequence[str], facts: DiskFacts) -> None:
+    """Refuse unless the storage, a living QEMU and libvirt all show the chain of the database.
+
+    Raises VmUnsure, ChainBroken, ChainDiffers, HypervisorAway.
+    """
+    if facts.unknown:
+        raise errors.VmUnsure(vm_id=vm_id, reason=facts.unknown)
+    if facts.storage.problem or facts.storage.leaf is None:
+        reason = facts.storage.problem or "no volume of it is the leaf"
+        raise errors.ChainBroken(disk_id=facts.disk_id, reason=reason)
+    _same(facts.disk_id, chain, facts.storage.chain(), "the storage")
+    for volume_id in chain:
+        volume = facts.storage.volumes[volume_id]
+        if volume.parent_id != volume.backing_id:
+            reason = f"volume {volume_id} has the parent {volume.parent_id} but the backing file {volume.backing_id}"
+            raise errors.ChainBroken(disk_id=facts.disk_id, reason=reason)
+    if not facts.qemu.alive:
+        return
+    if None in facts.qemu.chain:
+        foreign = facts.qemu.paths[facts.qemu.chain.index(None)]
+        raise errors.ChainDiffers(disk_id=facts.disk_id, reason=f"QEMU uses {foreign}, which is no volume of ours")
+    _same(facts.disk_id, chain, tuple(reversed(facts.qemu.chain)), "QEMU")
+    if facts.libvirt.state == "away":
+        raise errors.HypervisorAway(host_id="of this VM", reason="no answer")
+    if facts.libvirt.chain != facts.qemu.chain:
+        raise errors.VmUnsure(vm_id=vm_id, reason=f"libvirt shows the chain {_told(facts.libvirt.chain)}")
+
+
+def _same(disk_id: str, chain: Sequence[str], seen: Sequence[str | None], who: str) -> None:
+    if tuple(chain) != tuple(seen):
+        reason = f"the database has {_told(chain)}, {who} has {_told(seen)}"
+        raise errors.ChainDiffers(disk_id=disk_id, reason=reason)
+
+
+def _told(chain: Sequence[str | None]) -> str:
+    return " <- ".join(volume_id or "a foreign file" for volume_id in chain) or "nothing"
+
+
+def _no_foreign_job(plan: MergePlan, facts: DiskFacts) -> None:
+    job = facts.qemu.job or facts.libvirt.job
+    if job is not None and not ours(plan, job):
+        raise errors.ForeignJob(disk_id=plan.disk_id, job=job.named())
+
+
+def _nobody_else(plan: MergePlan, facts: DiskFacts) -> None:
+    """Refuse when base is a template's, or base or top have a child besides their own of this chain."""
+    if facts.storage.volumes[plan.base_id].volume_type == "shared":
+        raise errors.VolumeInUse(volume_id=plan.base_id, by="the clones of its template")
+    own = {plan.base_id: plan.top_id, plan.top_id: plan.child_id}
+    for volume in facts.storage.volumes.values():
+        for parent in {volume.parent_id, volume.backing_id} & own.keys():
+            if parent is not None and volume.volume_id != own[parent]:
+                raise errors.VolumeInUse(volume_id=parent, by=f"volume {volume.volume_id}")
+
+
+def ours(plan: MergePlan, job: Job) -> bool:
+    """Does this job merge the same two volumes?"""
+    return (job.base_id, job.top_id) == (plan.base_id, plan.top_id)
+
+
+def room(plan: MergePlan, domain_id: str, free: int, promised: int, reserve: int) -> None:
+    """Refuse with NoSpace unless base may grow while `promised` bytes of other merges and the reserve stay free."""
+    has = max(0, free - promised - reserve)
+    if plan.needs > has:
+        raise errors.NoSpace(action="merging", needs=plan.needs, domain_id=domain_id, has=has)
+
+
+def filling(plan: MergePlan, domain_id: str, facts: DiskFacts, rate: int, reserve: int) -> errors.NoSpace | None:
+    """While the copy runs: the problem to stop it for before the reserve is touched, or None.
+
+    What is left to copy may fit although the storage is nearly full; otherwise two looks' worth of writing must.
+    """
+    job = facts.qemu.job
+    if job is None or job.ready or not plan.needs:
+        return None
+    coming = min(job.left, plan.needs, int(rate * AHEAD))
+    has = facts.storage.free - reserve
+    if has >= coming:
+        return None
+    return errors.NoSpace(action="merging", needs=job.left, domain_id=domain_id, has=max(0, has))
+
+
+# -- the merge, step by step ------------------------------------------------------------------------------
+
+
+def merged(plan: MergePlan, facts: DiskFacts) -> bool:
+    """Has the image moved to base for good, so that the only way is forward?
+
+    Internal: the child's own header names base, and no QEMU reads top any more. Active: QEMU writes to base; or no
+    QEMU lives and the mark on the storage names base as the leaf.
+    """
+    if plan.child_id is not None:
+        child = facts.storage.volumes.get(plan.child_id)
+        return child is not None and child.backing_id == plan.base_id and plan.top_id not in facts.qemu.chain
+    if facts.qemu.alive:
+        return facts.qemu.leaf == plan.base_id
+    return facts.qemu.state == "absent" and facts.storage.leaf == plan.base_id
+
+
+def _stopped(plan: MergePlan) -> Verdict:
+    problem = errors.VmStopped(vm_id=plan.vm_id, action=f"merging disk {plan.disk_id}")
+    return Verdict(Do.GIVE_UP, "the VM stopped before the merge was done", problem)
+
+
+def commit(plan: MergePlan, facts: DiskFacts, started: bool) -> Verdict:
+    """Is the copy done? `started`: the job was seen, or its start was answered; if it is gone now, it failed."""
+    if facts.unknown:
+        return Verdict(Do.UNKNOWN, facts.unknown)
+    if merged(plan, facts):
+        return _xml_caught_up(plan, facts)
+    if facts.qemu.state == "absent":
+        return _stopped(plan)
+    if facts.qemu.job is not None:
+        return _running(plan, facts, facts.qemu.job, started)
+    return _no_job(plan, facts, started)
+
+
+def _no_job(plan: MergePlan, facts: DiskFacts, started: bool) -> Verdict:
+    if facts.libvirt.job is not None or facts.libvirt.mirror:
+        return Verdict(Do.UNKNOWN, "QEMU has no job, libvirt has not seen that yet")
+    if started:
+        problem = errors.JobFailed(disk_id=plan.disk_id, reason="the job is gone and top is still in the chain")
+        return Verdict(Do.GIVE_UP, str(problem), problem)
+    if plan.top_id not in facts.qemu.chain:
+        return Verdict(Do.UNKNOWN, "QEMU left top, but the child's header does not name base")
+    return Verdict(Do.ASK, "no job runs")
+
+
+def _xml_caught_up(plan: MergePlan, facts: DiskFacts) -> Verdict:
+    """An internal commit is done for libvirt too once top left its XML, which comes late (BZ 1202719)."""
+    if not plan.active and facts.qemu.alive and plan.top_id in facts.libvirt.chain:
+        return Verdict(Do.UNKNOWN, "QEMU left top, libvirt's XML still names it")
+    return Verdict(Do.GO_ON, "base holds everything")
+
+
+def _running(plan: MergePlan, facts: DiskFacts, job: Job, started: bool) -> Verdict:
+    silent = job.base_id is None and job.top_id is None
+    if not ours(plan, job) and not (silent and started):
+        problem = errors.ForeignJob(disk_id=plan.disk_id, job=job.named())
+        return Verdict(Do.GIVE_UP, str(problem), problem)
+    if plan.active and ready(facts):
+        return Verdict(Do.GO_ON, "both sides read the same but for what the guest writes now")
+    return Verdict(Do.WAIT, f"copied {job.cur} of {job.end} bytes")
+
+
+def ready(facts: DiskFacts) -> bool:
+    """May an active commit be pivoted? QEMU's job says ready, libvirt's XML says `<mirror ready='yes'/>`, and little
+    is left. `cur == end` alone proves nothing: it is so at 0 == 0 before the job began (BZ 1442266), and before the
+    mirror is ready (BZ 1376580)."""
+    job = facts.qemu.job
+    return job is not None and job.ready and facts.libvirt.mirror and facts.libvirt.mirror_ready and job.left <= GAP
+
+
+def pivot(plan: MergePlan, facts: DiskFacts) -> Verdict:
+    """Does QEMU write to base, libvirt know it, and the storage say that top is illegal?"""
+    if not plan.active:
+        return Verdict(Do.GO_ON, "an internal merge needs no pivot")
+    if facts.unknown:
+        return Verdict(Do.UNKNOWN, facts.unknown)
+    if merged(plan, facts):
+        return _pivoted(plan, facts)
+    return _stopped(plan) if facts.qemu.state == "absent" else _not_pivoted(plan, facts)
+
+
+def _not_pivoted(plan: MergePlan, facts: DiskFacts) -> Verdict:
+    if facts.qemu.leaf != plan.top_id:
+        return Verdict(Do.UNKNOWN, f"QEMU writes to {facts.qemu.leaf}, which is neither base nor top")
+    if facts.qemu.job is None:
+        problem = errors.JobFailed(disk_id=plan.disk_id, reason="the mirror is gone before the pivot")
+        return Verdict(Do.GIVE_UP, str(problem), problem)
+    return Verdict(Do.ASK, "the mirror is ready")
+
+
+def _pivoted(plan: MergePlan, facts: DiskFacts) -> Verdict:
+    if not facts.qemu.alive:
+        return Verdict(Do.GO_ON, "the VM stopped after the mark: base is the leaf")
+    top = facts.storage.volumes.get(plan.top_id)
+    if (top is not None and top.legality != "illegal") or facts.paused_by_pivot:
+        return Verdict(Do.ASK, "QEMU writes to base, but the mark or the resume is missing")
+    if facts.libvirt.mirror or facts.libvirt.chain[:1] != (plan.base_id,):
+        return Verdict(Do.UNKNOWN, "QEMU writes to base, libvirt's XML does not say so yet")
+    return Verdict(Do.GO_ON, "QEMU writes to base and top is marked")
+
+
+def recorded(plan: MergePlan, facts: DiskFacts) -> Verdict:
+    """Do `.meta` and headers agree with the chain without top? Asked after the agent wrote them."""
+    if facts.unknown:
+        return Verdict(Do.UNKNOWN, facts.unknown)
+    base = facts.storage.volumes.get(plan.base_id)
+    above = facts.storage.volumes.get(plan.child_id) if plan.child_id else None
+    if base is None or (plan.child_id and above is None):
+        return Verdict(Do.UNKNOWN, "base or the child is missing on the storage")
+    if above is not None and not above.parent_id == above.backing_id == plan.base_id:
+        return Verdict(Do.UNKNOWN, f"the child's parent is {above.parent_id}, its backing file {above.backing_id}")
+    if above is None and facts.storage.leaf != plan.base_id:
+        return Verdict(Do.UNKNOWN, f"the storage's leaf is {facts.storage.leaf}")
+    return _grown(base, facts.storage.volumes.get(plan.top_id))
+
+
+def _grown(base: Volume, top: Volume | None) -> Verdict:
+    if top is not None and base.capacity < top.capacity:
+        return Verdict(Do.UNKNOWN, f"base has {base.capacity} bytes, the image has {top.capacity}")
+    return Verdict(Do.GO_ON, "the storage shows the chain without top")
+
+
+def returned(before: int, base_now: int) -> int:
+    """Bytes that came back: what base and top took before, less what base takes now."""
+    return max(0, before - base_now)
+
+
+# -- a new snapshot ---------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Leaf:
+    """One disk of a new snapshot: `volume_id` is put on `parent_id`."""
+
+    disk_id: str
+    volume_id: str
+    parent_id: str
+
+
+def switched(leaf: Leaf, facts: DiskFacts) -> Verdict:
+    """Is the new volume the leaf, on the storage and for a living QEMU?"""
+    if facts.unknown:
+        return Verdict(Do.UNKNOWN, facts.unknown)
+    if leaf.volume_id not in facts.storage.volumes:
+        return Verdict(Do.ASK, "the new volume does not exist")
+    if facts.qemu.alive and facts.qemu.leaf != leaf.volume_id:
+        return Verdict(Do.ASK, "QEMU writes to the old volume")
+    if facts.storage.leaf != leaf.volume_id:
+        return Verdict(Do.ASK, "the new volume is not yet the leaf on the storage")
+    if facts.qemu.alive and facts.libvirt.chain[:1] != (leaf.volume_id,):
+        return Verdict(Do.UNKNOWN, "libvirt's XML does not name the new volume yet")
+    return Verdict(Do.GO_ON, "the new volume is the leaf")
+
+
+class Left(enum.Enum):
+    """What an unfinished create left behind on one disk."""
+
+    NOTHING = "nothing"
+    UNUSED = "unused"  # the new volume exists, and QEMU's own monitor shows that it is not used
+    LEAF = "leaf"  # it is in use, or may be the next start's leaf: the create goes forward
+
+
+def left(leaf: Leaf, facts: DiskFacts) -> Left:
+    """An empty overlay over the old leaf is right whether or not QEMU switched; so it goes only when a living QEMU
+    is seen to run without it. Call it with facts that are not `unknown`."""
+    if leaf.volume_id not in facts.storage.volumes:
+        return Left.NOTHING
+    if facts.qemu.alive and leaf.volume_id not in facts.qemu.chain and leaf.parent_id in facts.qemu.chain:
+        return Left.UNUSED
+    return Left.LEAF

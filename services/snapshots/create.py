@@ -1,0 +1,259 @@
+"""Taking a snapshot of all or chosen disks of a VM, running or down. The flow, read from the top.
+
+An unknown create goes forward: an empty overlay over the old leaf is right whether or not QEMU switched to it.
+"""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from chassis import logs
+from chassis.database import after_commit
+from chassis.steps import DONE, UNDONE, Flow, FlowKind, FlowRow, GoOn, Look, Step, Unknown
+from contracts import errors, hostagent
+from services.snapshots import chain, jobs, peers, removal, store, store_jobs
+from services.snapshots.chain import Do, Left
+from services.snapshots.desk import Desk
+from services.snapshots.facts import DiskFacts
+
+NAME = "snapshot"
+ACTION = "taking a snapshot"
+_log = logs.get("snapshots")
+
+
+class Create:
+    """Steps of the flow; every one looks first, then asks once, last."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def kind(self) -> FlowKind:
+        steps = (
+            Step("plan", self.planned, self.plan),
+            Step("switch", self.switched, self.switch, undo=self.tidy, no_way_back=True),
+            Step("record", self.recorded, self.record),
+        )
+        return FlowKind(NAME, steps, self.moved)
+
+    # -- plan: the disks are still as they were when the request was taken --------------------------------
+
+    def planned(self, flow: Flow) -> Look:
+        return Look.SETTLED if flow.data.get("checked") else Look.ASK
+
+    def plan(self, flow: Flow) -> None:
+        for line in flow.data["disks"]:
+            with self.desk.db.read() as session:
+                known = store.chain_of(session, line["disk_id"])
+            facts = self._look(flow, line)
+            with peers.patient():
+                chain.same_chain(flow.subject, known, facts)
+        flow.save(checked=True)
+
+    # -- switch: every new volume is the leaf, on the storage and for a living QEMU -----------------------
+
+    def switched(self, flow: Flow) -> Look:
+        verdicts = [chain.switched(_leaf(line), self._look(flow, line)) for line in flow.data["disks"]]
+        for verdict in verdicts:
+            if verdict.do is Do.UNKNOWN:
+                raise Unknown(errors.VmUnsure(vm_id=flow.subject, reason=verdict.why))
+        return Look.SETTLED if all(verdict.do is Do.GO_ON for verdict in verdicts) else Look.ASK
+
+    def switch(self, flow: Flow) -> None:
+        disks = [
+            {"disk": _ref(line), "volume_id": line["volume_id"], "parent_id": line["parent_id"]}
+            for line in flow.data["disks"]
+        ]
+        request = {"vm_id": flow.subject, "disks": disks, "quiesce": flow.data["quiesce"]}
+        with peers.patient():
+            told = self.desk.peers.ask(
+                flow.data["host_id"], hostagent.switch_leaves, {**request, "claim": peers.claim_of(flow)}
+            )
+        # an ask that found it done knows no more than the first one did
+        flow.save(quiesced=told["quiesced"] or bool(flow.data.get("quiesced")), live=told["live"])
+
+    def tidy(self, flow: Flow) -> Look | None:
+        """Undo: no new volume is left. If one may be in use the create goes forward instead."""
+        seen = {line["disk_id"]: self._look(flow, line) for line in flow.data["disks"]}
+        for facts in seen.values():
+            if facts.unknown:
+                raise Unknown(errors.VmUnsure(vm_id=flow.subject, reason=facts.unknown))
+        found = {line["disk_id"]: chain.left(_leaf(line), seen[line["disk_id"]]) for line in flow.data["disks"]}
+        if Left.LEAF in found.values():
+            raise GoOn("a new volume is the leaf or may become it")
+        for line in flow.data["disks"]:
+            if found[line["disk_id"]] is Left.UNUSED:
+                self._discard(flow, line)
+        return None
+
+    # -- record: the database has the new chains ----------------------------------------------------------
+
+    def recorded(self, flow: Flow) -> Look:
+        with self.desk.db.read() as session:
+            state = store.snapshot(session, flow.data["snapshot_id"])["state"]
+        return Look.ASK if state == "creating" else Look.SETTLED
+
+    def record(self, flow: Flow) -> None:
+        leaves = [_leaf(line) for line in flow.data["disks"]]
+        how = {"quiesced": bool(flow.data.get("quiesced")), "live": bool(flow.data.get("live"))}
+        with flow.write() as session:
+            if store.snapshot(session, flow.data["snapshot_id"])["state"] == "creating":
+                store.finish_snapshot(session, flow.data["snapshot_id"], leaves, **how)
+
+    # -- every move ---------------------------------------------------------------------------------------
+
+    def moved(self, session: Session, row: FlowRow, _old: str, new: str) -> None:
+        """The job follows; at the end the disks are free, and an undone snapshot is gone."""
+        more: dict[str, Any] = {}
+        if new == DONE:
+            more = {"result": {key: bool(row.data.get(key)) for key in ("quiesced", "live")}}
+        jobs.moved(session, row, self.desk.now(), **more)
+        if new in (DONE, UNDONE):
+            store.unlock(session, row.id)
+        if new == UNDONE:
+            store.delete_snapshot(session, row.data["snapshot_id"])
+
+    # -- small parts --------------------------------------------------------------------------------------
+
+    def _look(self, flow: Flow, line: Mapping[str, Any]) -> DiskFacts:
+        with peers.patient():
+            return self.desk.peers.look(flow.data["host_id"], flow.subject, _ref(line), peers.claim_of(flow))
+
+    def _discard(self, flow: Flow, line: Mapping[str, Any]) -> None:
+        request = {"vm_id": flow.subject, "disk": _ref(line), "volume_id": line["volume_id"]}
+        with peers.patient():
+            self.desk.peers.ask(
+                flow.data["host_id"], hostagent.discard_volume, {**request, "claim": peers.claim_of(flow)}
+            )
+
+
+def _leaf(line: Mapping[str, Any]) -> chain.Leaf:
+    return chain.Leaf(line["disk_id"], line["volume_id"], line["parent_id"])
+
+
+def _ref(line: Mapping[str, Any]) -> dict[str, Any]:
+    return peers.disk_ref(line["disk_id"], line["domain_id"], line["path"])
+
+
+# -- the request ------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Chosen:
+    """A disk that is to be snapshotted: inventory's Disk, its domain and its chain."""
+
+    disk: Mapping[str, Any]
+    domain: Mapping[str, Any]
+    chain: tuple[str, ...]
+
+    @property
+    def ref(self) -> dict[str, Any]:
+        return peers.disk_ref(self.disk["id"], self.domain["id"], self.domain["path"])
+
+
+def begin(desk: Desk, request: dict[str, Any]) -> dict[str, Any]:
+    """Refuse or start: contracts.snapshots.create_snapshot."""
+    hashed = jobs.body_hash("snapshot", request)
+    with desk.db.read() as session:
+        job = jobs.begun(session, request["job_id"], hashed)
+    if job is not None:
+        return job
+    vm = desk.peers.vm(request["vm_id"])
+    removal.refuse_between(vm, ACTION, "running, paused or down")
+    chosen = choose(desk, vm, request["disk_ids"])
+    _refuse_busy(desk, chosen)
+    host_id = look_at_all(desk, vm, chosen)
+    with desk.db.write() as session:
+        job = jobs.begun(session, request["job_id"], hashed)
+        return job or _start(desk, session, request, chosen=chosen, host_id=host_id, hashed=hashed)
+
+
+def choose(desk: Desk, vm: Mapping[str, Any], wanted: list[str] | None) -> list[Chosen]:
+    """The disks, all plugged ones or those wanted. Raises NotFound, BadRequest, DomainNotActive, LimitExceeded."""
+    plugged = {disk["id"]: disk for disk in vm["disks"]}
+    ids = sorted(plugged) if wanted is None else sorted(set(wanted))
+    if not ids:
+        raise errors.BadRequest(errors={"disk_ids": [f"VM {vm['id']} has no plugged disk, or none was chosen."]})
+    chosen = []
+    for disk_id in ids:
+        if disk_id not in plugged:
+            raise errors.NotFound(kind=f"disk plugged in VM {vm['id']}", id=disk_id)
+        disk = plugged[disk_id]
+        with desk.db.read() as session:
+            known = store.chain_of(session, disk_id) or (disk["first_volume_id"],)
+        if len(known) > desk.settings.snapshots_per_vm:
+            limit = desk.settings.snapshots_per_vm
+            raise errors.LimitExceeded(what=f"the chain of disk {disk_id}", value=len(known) + 1, limit=limit + 1)
+        chosen.append(Chosen(disk, desk.peers.active_domain(disk["domain_id"]), known))
+    return chosen
+
+
+def _refuse_busy(desk: Desk, chosen: list[Chosen]) -> None:
+    """Before any agent is asked: one job per disk. The lock that is taken later is what counts."""
+    with desk.db.read() as session:
+        store.refuse_locked(session, [one.disk["id"] for one in chosen])
+
+
+def look_at_all(desk: Desk, vm: Mapping[str, Any], chosen: list[Chosen]) -> str:
+    """Look at every disk and refuse what does not fit; answers the host that will do it."""
+    if vm["state"] != "down":
+        desk.peers.host_up(vm["host_id"])
+        _look_at(desk, vm, chosen, vm["host_id"])
+        return str(vm["host_id"])
+    reason = "none of the data center is up"
+    for host_id in desk.peers.hosts_up(vm):
+        try:
+            _look_at(desk, vm, chosen, host_id)
+            return host_id
+        except (errors.DomainUnusable, errors.ServiceAway, errors.NoAnswer, errors.StorageTimeout) as problem:
+            reason = str(problem)
+    raise errors.NoHost(cluster_id=vm["cluster_id"], reason=reason)
+
+
+def _look_at(desk: Desk, vm: Mapping[str, Any], chosen: list[Chosen], host_id: str) -> None:
+    for one in chosen:
+        facts = desk.peers.look(host_id, vm["id"], one.ref)
+        chain.same_chain(vm["id"], one.chain, facts)
+        if facts.qemu.alive == (vm["state"] == "down"):
+            state = "running" if facts.qemu.alive else "not running"
+            needs = f"{vm['state']}, as inventory has it"
+            raise errors.VmWrongState(vm_id=vm["id"], state=f"{state} on host {host_id}", action=ACTION, needs=needs)
+        if facts.qemu.job is not None:
+            raise errors.ForeignJob(disk_id=one.disk["id"], job=facts.qemu.job.named())
+
+
+def _start(
+    desk: Desk, session: Session, request: Mapping[str, Any], *, chosen: list[Chosen], host_id: str, hashed: str
+) -> dict[str, Any]:
+    snapshot_id, vm_id, job_id = request["id"], request["vm_id"], request["job_id"]
+    store.lock(session, [one.disk["id"] for one in chosen], job_id, vm_id)
+    for one in chosen:
+        store.know(session, one.disk)
+        if store.chain_of(session, one.disk["id"]) != one.chain:
+            raise errors.DiskBusy(disk_id=one.disk["id"], flow_id="a job that ended just now")
+    row = {"id": snapshot_id, "vm_id": vm_id, "description": request["description"], "job_id": job_id}
+    actives = {one.disk["id"]: one.chain[-1] for one in chosen}
+    store.add_snapshot(session, {**row, "created_at": desk.now()}, actives)
+    line = {"id": job_id, "kind": NAME, "vm_id": vm_id, "snapshot_id": snapshot_id, "user": jobs.user()}
+    words = f"Take snapshot {request['description'] or snapshot_id}"
+    store_jobs.add(session, **line, step="plan", description=words, body_hash=hashed, created_at=desk.now())
+    data = {"snapshot_id": snapshot_id, "host_id": host_id, "quiesce": request["quiesce"]}
+    data["disks"] = [_line(snapshot_id, one) for one in chosen]
+    desk.runner.start(session, NAME, job_id, vm_id, data, body=hashed)
+    after_commit(session, lambda: _log.info(f"snapshot of {vm_id}: begins with {len(chosen)} disks", flow_id=job_id))
+    return jobs.view(session, store_jobs.job(session, job_id))
+
+
+def _line(snapshot_id: str, one: Chosen) -> dict[str, Any]:
+    """What the flow keeps of a disk. The new volume's id follows from the snapshot's: asking twice makes one."""
+    return {
+        "disk_id": one.disk["id"],
+        "volume_id": str(uuid.uuid5(uuid.UUID(snapshot_id), one.disk["id"])),
+        "parent_id": one.chain[-1],
+        "domain_id": one.domain["id"],
+        "path": one.domain["path"],
+    }

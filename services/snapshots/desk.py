@@ -1,0 +1,36 @@
+"""What the flows and the door of this service share: the frame, the calls to others, the kinds of flows."""
+
+from __future__ import annotations
+
+import datetime
+from dataclasses import dataclass
+from typing import cast
+
+from chassis.database import Database
+from chassis.frame import Frame
+from chassis.steps import Runner
+from services.snapshots.peers import Peers
+from services.snapshots.settings import SnapshotsSettings
+
+
+@dataclass
+class Desk:
+    """One per process, made by the door's `prepare`."""
+
+    frame: Frame
+    peers: Peers
+
+    @property
+    def db(self) -> Database:
+        return self.frame.db
+
+    @property
+    def runner(self) -> Runner:
+        return cast(Runner, self.frame.runner)
+
+    @property
+    def settings(self) -> SnapshotsSettings:
+        return cast(SnapshotsSettings, self.frame.settings)
+
+    def now(self) -> datetime.datetime:
+        return self.frame.clock.now()

@@ -1,0 +1,158 @@
+"""What an agent saw of one disk, as frozen values; believe QEMU first, then the storage, then libvirt.
+
+Made from `hostagent.DiskFacts` (contracts/hostagent.py). Ids are volume ids; chains are leaf first, as on the wire.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+
+@dataclass(frozen=True)
+class Job:
+    """A block job. `cur`, `end` in bytes, `speed` in bytes per second; ends are None where the source is silent."""
+
+    type: str
+    status: str
+    ready: bool
+    cur: int
+    end: int
+    speed: int = 0
+    base_id: str | None = None
+    top_id: str | None = None
+
+    @property
+    def left(self) -> int:
+        return max(0, self.end - self.cur)
+
+    def named(self) -> str:
+        return f"{self.type} of {self.top_id or 'unknown'} into {self.base_id or 'unknown'}"
+
+
+@dataclass(frozen=True)
+class Volume:
+    """One volume on the storage. `parent_id` is what `.meta` says, `backing_id` what the qcow2 header says."""
+
+    volume_id: str
+    parent_id: str | None
+    backing_id: str | None
+    format: str
+    capacity: int
+    actual_size: int
+    legality: str
+    volume_type: str
+
+
+@dataclass(frozen=True)
+class Qemu:
+    state: str
+    chain: tuple[str | None, ...]
+    paths: tuple[str, ...]
+    job: Job | None
+
+    @property
+    def alive(self) -> bool:
+        return self.state in ("running", "paused")
+
+    @property
+    def leaf(self) -> str | None:
+        """What QEMU writes to."""
+        return self.chain[0] if self.chain else None
+
+
+@dataclass(frozen=True)
+class Libvirt:
+    state: str
+    chain: tuple[str | None, ...]
+    mirror: bool
+    mirror_ready: bool
+    job: Job | None
+
+
+@dataclass(frozen=True)
+class Storage:
+    """`leaf`: the one volume that holds every acknowledged write, None with a `problem`. `free` in bytes."""
+
+    volumes: Mapping[str, Volume]
+    leaf: str | None
+    problem: str | None
+    free: int
+
+    def chain(self) -> tuple[str, ...]:
+        """The chain by qcow2 headers, first volume first; what is missing or runs in a circle ends it."""
+        found: list[str] = []
+        here = self.leaf
+        while here is not None and here in self.volumes and here not in found:
+            found.append(here)
+            here = self.volumes[here].backing_id
+        return tuple(reversed(found))
+
+    def size(self, volume_id: str) -> int:
+        """Bytes that a volume takes; 0 when it is not there."""
+        volume = self.volumes.get(volume_id)
+        return volume.actual_size if volume else 0
+
+
+@dataclass(frozen=True)
+class DiskFacts:
+    vm_id: str | None
+    disk_id: str
+    qemu: Qemu
+    libvirt: Libvirt
+    storage: Storage
+    unsure: str | None
+    paused_by_pivot: bool
+
+    @property
+    def unknown(self) -> str | None:
+        """Why nothing may be concluded from this look, or None."""
+        if self.qemu.state == "unreachable":
+            return "a QEMU process lives, but its monitor does not answer"
+        return self.unsure
+
+
+def read(told: Mapping[str, Any]) -> DiskFacts:
+    """The frozen form of a loaded `hostagent.DiskFacts`."""
+    qemu, libvirt, storage = told["qemu"], told["libvirt"], told["storage"]
+    return DiskFacts(
+        vm_id=told["vm_id"],
+        disk_id=told["disk_id"],
+        qemu=Qemu(qemu["state"], tuple(qemu["chain"]), tuple(qemu["paths"]), _job(qemu["job"])),
+        libvirt=Libvirt(
+            libvirt["state"],
+            tuple(libvirt["chain"]),
+            libvirt["mirror"],
+            libvirt["mirror_ready"],
+            _job(libvirt["job"]),
+        ),
+        storage=Storage(
+            {row["volume_id"]: _volume(row) for row in storage["volumes"]},
+            storage["leaf"],
+            storage["problem"],
+            storage["free"],
+        ),
+        unsure=told["unsure"],
+        paused_by_pivot=told["paused_by_pivot"],
+    )
+
+
+def _job(told: Mapping[str, Any] | None) -> Job | None:
+    if told is None:
+        return None
+    numbers = (told["cur"], told["end"], told["speed"])
+    return Job(told["type"], told["status"], told["ready"], *numbers, told.get("base_id"), told.get("top_id"))
+
+
+def _volume(told: Mapping[str, Any]) -> Volume:
+    return Volume(
+        told["volume_id"],
+        told["parent_id"],
+        told["backing_id"],
+        told["format"],
+        told["capacity"],
+        told["actual_size"],
+        told["legality"],
+        told["volume_type"],
+    )

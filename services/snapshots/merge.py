@@ -1,0 +1,289 @@
+"""The merge of one disk: top is merged down into base under the running VM. The flow, read from the top.
+
+What is believed: QEMU, then the storage, then libvirt, then our database; the decisions are in chain.py.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+from sqlalchemy.orm import Session
+
+from chassis import logs
+from chassis.steps import DONE, STUCK, UNDONE, Failed, Flow, FlowKind, FlowRow, GoOn, Look, Step, Unknown
+from contracts import errors, hostagent
+from services.snapshots import chain, jobs, peers, removal, store, store_jobs
+from services.snapshots.chain import Do, Verdict
+from services.snapshots.desk import Desk
+from services.snapshots.facts import DiskFacts
+from services.snapshots.store_jobs import MergeRow
+
+NAME = "merge"
+PIVOTS = 3  # refused pivots before the merge is cancelled
+_log = logs.get("snapshots")
+
+
+class Merge:
+    """Steps of the flow; every one looks first, then asks once, last."""
+
+    def __init__(self, desk: Desk) -> None:
+        self.desk = desk
+
+    def kind(self) -> FlowKind:
+        steps = (
+            Step("plan", self.planned, self.plan),
+            Step("extend", self.extended, self.extend),
+            Step("commit", self.committed, self.commit, undo=self.cancel, patience=1.0),
+            Step("pivot", self.pivoted, self.pivot, undo=self.stay, no_way_back=True),
+            Step("record", self.recorded, self.record, tries=10),
+            Step("discard", self.discarded, self.discard, tries=20),
+        )
+        return FlowKind(NAME, steps, self.moved)
+
+    # -- plan: the plan is in the database, and S is not restorable any more ------------------------------
+
+    def planned(self, flow: Flow) -> Look:
+        return _settled(self._row(flow).planned)
+
+    def plan(self, flow: Flow) -> None:
+        row, facts = self._look(flow)
+        with self.desk.db.read() as session:
+            known = store.chain_of(session, row.disk_id)
+            promised = store_jobs.promised(session, row.domain_id, flow.id)
+        with peers.patient():
+            plan = chain.plan_merge(row.vm_id, known, row.base_id, facts)
+        chain.room(plan, row.domain_id, facts.storage.free, promised, row.reserve)
+        with flow.write() as session:
+            keep_plan(session, flow.id, plan, facts)
+            # before the first byte is copied: from then on base is a mixture of two moments
+            store.change_snapshot(session, row.snapshot_id, restorable=False)
+
+    # -- extend: base is large enough ---------------------------------------------------------------------
+
+    def extended(self, flow: Flow) -> Look:
+        """A live commit on files grows base by itself (`qemu-img resize` would be refused by QEMU's lock), and
+        `record` checks it. Block storage and offline merges will ask here."""
+        return Look.SETTLED
+
+    def extend(self, flow: Flow) -> None:
+        raise Failed(errors.InternalError(correlation_id=flow.id))  # nothing leads here yet
+
+    # -- commit: everything of top is in base, but for what the guest writes now --------------------------
+
+    def committed(self, flow: Flow) -> Look:
+        row, facts = self._look(flow)
+        started = bool(flow.data.get("started"))
+        verdict = chain.commit(row.plan, facts, started)
+        job = facts.qemu.job
+        if verdict.do in (Do.WAIT, Do.GO_ON) and job is not None:
+            if not started:  # adopted: from now on a job that is gone has failed
+                flow.save(started=True)
+            self._watch_space(flow, row, facts)
+            self._progress(flow, job.cur, job.end, force=verdict.do is Do.GO_ON)
+        return _look_of(row, verdict)
+
+    def commit(self, flow: Flow) -> None:
+        row = self._row(flow)
+        request = {**_merge_ask(flow, row), "bandwidth": row.bandwidth}
+        with peers.patient():
+            self.desk.peers.ask(row.host_id, hostagent.start_commit, request)
+        flow.save(started=True)
+
+    def cancel(self, flow: Flow) -> Look | None:
+        """Undo: no job of ours runs and the image is where it was; or it has moved already, then only forward."""
+        row, facts = self._look(flow)
+        _refuse_to_turn(row, facts)
+        job = facts.qemu.job
+        if job is None or (job.base_id and job.top_id and not chain.ours(row.plan, job)):
+            return None
+        request = {"vm_id": row.vm_id, "disk": _ref(row), "claim": peers.claim_of(flow)}
+        with peers.patient():
+            self.desk.peers.ask(row.host_id, hostagent.cancel_job, request)
+        row, facts = self._look(flow)  # whether it was in time, QEMU knows
+        _refuse_to_turn(row, facts)
+        return None if facts.qemu.job is None else Look.RUNNING
+
+    # -- pivot: QEMU writes to base, libvirt knows, and top is marked illegal; from here only forward -----
+
+    def pivoted(self, flow: Flow) -> Look:
+        row = self._row(flow)
+        if not row.plan.active:
+            return Look.SETTLED
+        row, facts = self._look(flow)
+        return _look_of(row, chain.pivot(row.plan, facts))
+
+    def pivot(self, flow: Flow) -> None:
+        row = self._row(flow)
+        try:
+            with peers.patient():
+                told = self.desk.peers.ask(row.host_id, hostagent.pivot, _merge_ask(flow, row))
+        except errors.PivotFailed:
+            refused = int(flow.data.get("refused") or 0) + 1
+            flow.save(refused=refused)
+            if refused >= PIVOTS:
+                raise
+            return
+        with flow.write() as session:
+            keep_stall(session, row, told)
+
+    def stay(self, flow: Flow) -> Look | None:
+        """Undo: a failed pivot has nothing to undo, but never leave while the agent holds the guest."""
+        row, facts = self._look(flow)
+        _refuse_to_turn(row, facts)
+        return Look.RUNNING if facts.paused_by_pivot else None
+
+    # -- record: the storage's metadata, then our database, agree with the chain without top --------------
+
+    def recorded(self, flow: Flow) -> Look:
+        return _settled(self._row(flow).recorded)
+
+    def record(self, flow: Flow) -> None:
+        row = self._row(flow)
+        with peers.patient():
+            self.desk.peers.ask(row.host_id, hostagent.record_merge, _merge_ask(flow, row))
+        row, facts = self._look(flow)
+        _look_of(row, chain.recorded(row.plan, facts))
+        with flow.write() as session:
+            if not store_jobs.merge(session, flow.id).recorded:
+                store.record_merge(session, row.plan, row.snapshot_id)
+                store_jobs.change_merge(session, flow.id, recorded=True)
+                store.keep_sizes(session, {id_: seen.actual_size for id_, seen in facts.storage.volumes.items()})
+
+    # -- discard: top is gone -----------------------------------------------------------------------------
+
+    def discarded(self, flow: Flow) -> Look:
+        return _settled(self._row(flow).discarded)
+
+    def discard(self, flow: Flow) -> None:
+        row, facts = self._look(flow)
+        plan = row.plan
+        request = {"vm_id": row.vm_id, "disk": _ref(row), "volume_id": plan.top_id, "claim": peers.claim_of(flow)}
+        with peers.patient():
+            self.desk.peers.ask(row.host_id, hostagent.discard_volume, request)
+        top = facts.storage.size(plan.top_id) or plan.copy
+        back = chain.returned(row.before + top, facts.storage.size(plan.base_id))
+        with flow.write() as session:
+            store.forget_volume(session, plan.top_id)
+            store_jobs.change_merge(session, flow.id, discarded=True, bytes_returned=back)
+
+    # -- every move ---------------------------------------------------------------------------------------
+
+    def moved(self, session: Session, row: FlowRow, old: str, new: str) -> None:
+        """The job follows; at the end the disk is free, the next merge comes in, and so does the removal's end."""
+        more: dict[str, Any] = {}
+        merge = store_jobs.merge(session, row.id)
+        if new == DONE:
+            end = max(store_jobs.job(session, row.id).end, merge.bytes_merged)
+            more = {"result": _result(merge), "cur": end, "end": end, "rate": 0}
+        jobs.moved(session, row, self.desk.now(), **more)
+        if new in (DONE, UNDONE):
+            store.unlock(session, merge.removal_id, merge.disk_id)
+        if new in (DONE, UNDONE, STUCK):
+            removal.let_in(self.desk, session)
+        if old != new:
+            removal.settle(self.desk, session, merge.removal_id)
+        else:
+            jobs.sum_up(session, merge.removal_id, self.desk.now())
+
+    # -- small parts --------------------------------------------------------------------------------------
+
+    def _row(self, flow: Flow) -> MergeRow:
+        with self.desk.db.read() as session:
+            return store_jobs.merge(session, flow.id)
+
+    def _look(self, flow: Flow) -> tuple[MergeRow, DiskFacts]:
+        """What the host sees. A VM that is not there any more may run on another host by now."""
+        row = self._row(flow)
+        try:
+            seen = self._look_at(flow, row)
+            if seen.qemu.state != "absent":
+                return row, seen
+        except (Unknown, errors.ServiceAway, errors.NoAnswer):
+            seen = None
+        moved = self._follow(flow, row, silent=seen is None)
+        if moved is None:
+            return row, seen or self._look_at(flow, row)
+        return moved, self._look_at(flow, moved)
+
+    def _look_at(self, flow: Flow, row: MergeRow) -> DiskFacts:
+        with peers.patient():
+            return self.desk.peers.look(row.host_id, row.vm_id, _ref(row), peers.claim_of(flow))
+
+    def _follow(self, flow: Flow, row: MergeRow, *, silent: bool) -> MergeRow | None:
+        """Go to the host on which inventory has the VM now; if it is down and our host is silent, to any that is up."""
+        vm = self.desk.peers.vm(row.vm_id)
+        host_id = vm["host_id"]
+        if host_id is None and silent and vm["state"] == "down":
+            host_id = next((found for found in self.desk.peers.hosts_up(vm) if found != row.host_id), None)
+        if host_id in (None, row.host_id):
+            return None
+        with flow.write() as session:
+            store_jobs.change_merge(session, flow.id, host_id=host_id)
+        _log.info(f"merge of {row.disk_id}: goes on at host {host_id}", flow_id=flow.id)
+        return self._row(flow)
+
+    def _watch_space(self, flow: Flow, row: MergeRow, facts: DiskFacts) -> None:
+        """Stop the copy before the reserve is touched: a commit does not pause on a full disk, it fails, and then
+        every guest on the domain pauses."""
+        with self.desk.db.read() as session:
+            rate = store_jobs.job(session, flow.id).rate
+        problem = chain.filling(row.plan, row.domain_id, facts, rate, row.reserve)
+        if problem is not None:
+            raise Failed(problem)
+
+    def _progress(self, flow: Flow, cur: int, end: int, *, force: bool) -> None:
+        with flow.write() as session:
+            jobs.progress(session, flow.id, self.desk.now(), cur=cur, end=end, rate=None, force=force)
+
+
+def keep_plan(session: Session, merge_id: str, plan: chain.MergePlan, facts: DiskFacts) -> None:
+    """The plan of the merge, as it was computed from these facts."""
+    ends = {"base_id": plan.base_id, "top_id": plan.top_id, "child_id": plan.child_id}
+    sizes = {"copy_bytes": plan.copy, "needs": plan.needs, "returns": plan.returns}
+    before = facts.storage.size(plan.base_id)
+    store_jobs.change_merge(session, merge_id, planned=True, before=before, **ends, **sizes)
+    store_jobs.change(session, merge_id, end=plan.copy)
+    store.keep_sizes(session, {id_: seen.actual_size for id_, seen in facts.storage.volumes.items()})
+
+
+def keep_stall(session: Session, row: MergeRow, told: dict[str, Any]) -> None:
+    """An ask that finishes what another began answers 0 for what was done before: keep the larger numbers."""
+    had = row.stall or {}
+    stall = {part: max(float(had.get(part, 0)), float(number)) for part, number in told.items()}
+    store_jobs.change_merge(session, row.id, stall=stall)
+
+
+def _result(merge: MergeRow) -> dict[str, Any]:
+    return {"bytes_merged": merge.bytes_merged, "bytes_returned": merge.bytes_returned, "stall": merge.stall}
+
+
+def _refuse_to_turn(row: MergeRow, facts: DiskFacts) -> None:
+    """Raises GoOn once the image has moved, Unknown while nobody can say."""
+    if facts.unknown:
+        raise Unknown(errors.VmUnsure(vm_id=row.vm_id, reason=facts.unknown))
+    if chain.merged(row.plan, facts):
+        raise GoOn("base holds everything already")
+
+
+def _settled(done: bool) -> Look:
+    return Look.SETTLED if done else Look.ASK
+
+
+def _look_of(row: MergeRow, verdict: Verdict) -> Look:
+    """The verdict in the runner's words. Raises Failed, Unknown."""
+    if verdict.do is Do.GIVE_UP and verdict.problem is not None:
+        raise Failed(verdict.problem)
+    if verdict.do is Do.UNKNOWN:
+        raise Unknown(errors.VmUnsure(vm_id=row.vm_id, reason=verdict.why))
+    return {Do.GO_ON: Look.SETTLED, Do.WAIT: Look.RUNNING}.get(verdict.do, Look.ASK)
+
+
+def _ref(row: MergeRow) -> dict[str, Any]:
+    return peers.disk_ref(row.disk_id, row.domain_id, row.domain_path)
+
+
+def _merge_ask(flow: Flow, row: MergeRow) -> dict[str, Any]:
+    """contracts.hostagent.MergeAsk."""
+    plan = row.plan
+    ends = {"base_id": plan.base_id, "top_id": plan.top_id, "child_id": plan.child_id}
+    return {"vm_id": row.vm_id, "disk": _ref(row), **ends, "claim": peers.claim_of(flow)}

@@ -1,0 +1,111 @@
+"""Calls to others: what inventory knows, and what the agent of a host sees and does."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from typing import Any, Protocol
+
+from chassis.steps import Flow, Unknown
+from contracts import errors, hostagent, inventory
+from contracts.promise import Rpc
+from services.snapshots import facts
+
+CLOCK_LIMIT = 2.0  # seconds; a host that is more off takes no dangerous ask (deadlines are wall-clock)
+# In a flow these mean: look again later. What they name mends itself, or a person mends it while the flow waits.
+PASSING = (
+    errors.HypervisorAway,
+    errors.StorageTimeout,
+    errors.VmUnsure,
+    errors.DiskBusy,
+    errors.HostNotUp,
+    errors.NoHost,
+    errors.ClockOff,
+)
+
+
+class Caller(Protocol):
+    """`chassis.bus.Client`, or what a test puts in its place."""
+
+    def call(
+        self, promise: Rpc, request: dict[str, Any], *, at: str | None = None, deadline: float | None = None
+    ) -> dict[str, Any]: ...
+
+
+@contextlib.contextmanager
+def patient() -> Iterator[None]:
+    """Inside a step: what passes by itself is unknown, not failed."""
+    try:
+        yield
+    except PASSING as problem:
+        raise Unknown(problem) from problem
+
+
+def disk_ref(disk_id: str, domain_id: str, path: str) -> dict[str, Any]:
+    """contracts.hostagent.DiskRef."""
+    return {"disk_id": disk_id, "domain": {"id": domain_id, "path": path}}
+
+
+def claim_of(flow: Flow) -> dict[str, Any]:
+    """contracts.hostagent.Claim: every look and ask of a flow carries it."""
+    return {"flow_id": flow.id, "number": flow.claim}
+
+
+class Peers:
+    """Every method raises the declared errors of the promise that it calls."""
+
+    def __init__(self, client: Caller) -> None:
+        self._client = client
+
+    # -- inventory ----------------------------------------------------------------------------------------
+
+    def vm(self, vm_id: str) -> dict[str, Any]:
+        return self._client.call(inventory.get_vm, {"id": vm_id})
+
+    def disk(self, disk_id: str) -> dict[str, Any]:
+        return self._client.call(inventory.get_disk, {"id": disk_id})
+
+    def active_domain(self, domain_id: str) -> dict[str, Any]:
+        """Raises NotFound, DomainNotActive."""
+        domain = self._client.call(inventory.get_storage_domain, {"id": domain_id})
+        if domain["state"] != "active":
+            raise errors.DomainNotActive(domain_id=domain_id, state=domain["state"])
+        return domain
+
+    def host_up(self, host_id: str) -> dict[str, Any]:
+        """Raises NotFound, HostNotUp, ClockOff."""
+        host = self._client.call(inventory.get_host, {"id": host_id})
+        if host["state"] != "up":
+            raise errors.HostNotUp(host_id=host_id, state=host["state"])
+        if abs(host["clock_offset"] or 0.0) > CLOCK_LIMIT:
+            raise errors.ClockOff(host_id=host_id, seconds=host["clock_offset"])
+        return host
+
+    def hosts_up(self, vm: Mapping[str, Any]) -> list[str]:
+        """Ids of the hosts of the VM's data center that are up, those of its own cluster first."""
+        request = {"data_center_id": vm["data_center_id"], "limit": 1000}
+        clusters = self._client.call(inventory.list_clusters, request)["items"]
+        ids = sorted((cluster["id"] for cluster in clusters), key=lambda cluster_id: cluster_id != vm["cluster_id"])
+        found = []
+        for cluster_id in ids:
+            hosts = self._client.call(inventory.list_hosts, {"cluster_id": cluster_id, "limit": 1000})["items"]
+            found += [host["id"] for host in hosts if host["state"] == "up"]
+        return found
+
+    # -- agents -------------------------------------------------------------------------------------------
+
+    def look(
+        self, host_id: str, vm_id: str | None, disk: Mapping[str, Any], claim: Mapping[str, Any] | None = None
+    ) -> facts.DiskFacts:
+        return facts.read(self.look_told(host_id, vm_id, disk, claim))
+
+    def look_told(
+        self, host_id: str, vm_id: str | None, disk: Mapping[str, Any], claim: Mapping[str, Any] | None = None
+    ) -> dict[str, Any]:
+        """The same as it was told, for those who pass it on."""
+        request = {"vm_id": vm_id, "disk": dict(disk), "claim": dict(claim) if claim else None}
+        return self._client.call(hostagent.look_disk, request, at=host_id)
+
+    def ask(self, host_id: str, promise: Rpc, request: dict[str, Any]) -> dict[str, Any]:
+        """One ask to the agent of a host."""
+        return self._client.call(promise, request, at=host_id)

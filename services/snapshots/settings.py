@@ -1,0 +1,33 @@
+"""What an administrator may set for this service."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+from chassis.settings import FrameSettings, between, setting
+
+
+@dataclass(frozen=True)
+class SnapshotsSettings(FrameSettings):
+    section: ClassVar[str] = "snapshots"
+
+    merges_per_host: int = setting(
+        2, "merges that run at the same time on one host: each takes its disk's bandwidth", check=between(1, 1000)
+    )
+    merges_per_domain: int = setting(
+        4, "merges that run at the same time on one storage domain", check=between(1, 1000)
+    )
+    reserve_bytes: int = setting(
+        2**30, "bytes of a domain that a merge leaves free for guests that write", check=between(0, 2**62)
+    )
+    reserve_percent: float = setting(
+        1.0, "the same as a part of the domain's size; the smaller of the two counts", check=between(0, 50)
+    )
+    snapshots_per_vm: int = setting(128, "longest chain: QEMU opens every file of it", check=between(1, 1000))
+
+    def reserve(self, total: int | None) -> int:
+        """Bytes to leave free on a domain of this size (None: size unknown)."""
+        if total is None:
+            return self.reserve_bytes
+        return min(self.reserve_bytes, int(total * self.reserve_percent / 100))

@@ -1,0 +1,140 @@
+"""What this service keeps. One fact, one place: which snapshot a volume belongs to is in `snapshot_disks` alone.
+
+disks            a disk that snapshots has met, and its active volume
+volumes          its chain; a `dropped` volume is merged and waits for its deletion
+snapshots        what a user took
+snapshot_disks   the volume that holds a disk as it was
+jobs             every flow as users see it (a waiting merge has no flow yet)
+merges           what is special about the merge of one disk
+disk_locks       one job per disk
+gate             one row that is locked while merges are let in, so that the limits hold with many instances
+"""
+
+from __future__ import annotations
+
+import sqlalchemy as sa
+
+from chassis.tables import UtcTime, add_frame_tables
+
+metadata = sa.MetaData()
+add_frame_tables(metadata)
+
+_ID = sa.String(36)
+_BYTES = sa.BigInteger
+
+disks = sa.Table(
+    "disks",
+    metadata,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("vm_id", _ID, index=True),
+    sa.Column("alias", sa.String(255), nullable=False),
+    sa.Column("domain_id", _ID, nullable=False),
+    sa.Column("active_id", _ID, nullable=False),
+)
+
+volumes = sa.Table(
+    "volumes",
+    metadata,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("disk_id", _ID, sa.ForeignKey("disks.id", ondelete="CASCADE"), nullable=False, index=True),
+    sa.Column("parent_id", _ID),
+    sa.Column("dropped", sa.Boolean, nullable=False),
+    sa.Column("actual_size", _BYTES),
+)
+
+snapshots = sa.Table(
+    "snapshots",
+    metadata,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("vm_id", _ID, nullable=False),
+    sa.Column("description", sa.String(1024), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("restorable", sa.Boolean, nullable=False),
+    sa.Column("partly_removed", sa.Boolean, nullable=False),
+    sa.Column("quiesced", sa.Boolean, nullable=False),
+    sa.Column("live", sa.Boolean, nullable=False),
+    sa.Column("job_id", _ID),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Index("snapshots_by_vm", "vm_id", "created_at", "id"),
+    sa.Index("snapshots_by_time", "created_at", "id"),
+)
+
+snapshot_disks = sa.Table(
+    "snapshot_disks",
+    metadata,
+    sa.Column("snapshot_id", _ID, sa.ForeignKey("snapshots.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("disk_id", _ID, sa.ForeignKey("disks.id", ondelete="CASCADE"), primary_key=True),
+    sa.Column("volume_id", _ID, nullable=False, unique=True),
+    sa.Index("snapshot_disks_by_disk", "disk_id"),
+)
+
+jobs = sa.Table(
+    "jobs",
+    metadata,
+    sa.Column("id", _ID, primary_key=True),
+    sa.Column("kind", sa.String(16), nullable=False),
+    sa.Column("parent_id", _ID, index=True),
+    sa.Column("vm_id", _ID, nullable=False),
+    sa.Column("snapshot_id", _ID),
+    sa.Column("disk_id", _ID),
+    sa.Column("user", sa.String(255), nullable=False),
+    sa.Column("description", sa.String(4096), nullable=False),
+    sa.Column("body_hash", sa.String(64), nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("step", sa.String(64), nullable=False),
+    sa.Column("past", sa.Boolean, nullable=False),
+    sa.Column("cancelling", sa.Boolean, nullable=False),
+    sa.Column("cur", _BYTES, nullable=False),
+    sa.Column("end", _BYTES, nullable=False),
+    sa.Column("rate", _BYTES, nullable=False),
+    sa.Column("reason", sa.JSON(none_as_null=True)),
+    sa.Column("action", sa.Text),
+    sa.Column("result", sa.JSON(none_as_null=True)),
+    sa.Column("version", sa.Integer, nullable=False),
+    sa.Column("created_at", UtcTime, nullable=False),
+    sa.Column("finished_at", UtcTime),
+    sa.Column("told_at", UtcTime),
+    sa.Index("jobs_by_time", "created_at", "id"),
+    sa.Index("jobs_by_vm", "vm_id", "created_at", "id"),
+    sa.Index("jobs_by_state", "state", "created_at", "id"),
+)
+
+merges = sa.Table(
+    "merges",
+    metadata,
+    sa.Column("id", _ID, sa.ForeignKey("jobs.id"), primary_key=True),
+    sa.Column("removal_id", _ID, nullable=False, index=True),
+    sa.Column("vm_id", _ID, nullable=False),
+    sa.Column("disk_id", _ID, nullable=False, index=True),
+    sa.Column("snapshot_id", _ID, nullable=False),
+    sa.Column("base_id", _ID, nullable=False),
+    sa.Column("top_id", _ID, nullable=False),
+    sa.Column("child_id", _ID),
+    sa.Column("host_id", _ID, nullable=False),
+    sa.Column("domain_id", _ID, nullable=False),
+    sa.Column("domain_path", sa.String(1024), nullable=False),
+    sa.Column("reserve", _BYTES, nullable=False),
+    sa.Column("bandwidth", _BYTES, nullable=False),
+    sa.Column("let_in", sa.Boolean, nullable=False),
+    sa.Column("planned", sa.Boolean, nullable=False),
+    sa.Column("copy_bytes", _BYTES, nullable=False),
+    sa.Column("needs", _BYTES, nullable=False),
+    sa.Column("returns", _BYTES, nullable=False),
+    sa.Column("before", _BYTES, nullable=False),
+    sa.Column("bytes_merged", _BYTES, nullable=False),
+    sa.Column("bytes_returned", _BYTES, nullable=False),
+    sa.Column("stall", sa.JSON(none_as_null=True)),
+    sa.Column("recorded", sa.Boolean, nullable=False),
+    sa.Column("discarded", sa.Boolean, nullable=False),
+)
+
+disk_locks = sa.Table(
+    "disk_locks",
+    metadata,
+    sa.Column("disk_id", _ID, primary_key=True),
+    sa.Column("flow_id", _ID, nullable=False, index=True),
+    sa.Column("vm_id", _ID, nullable=False, index=True),
+)
+
+gate = sa.Table("gate", metadata, sa.Column("id", sa.Integer, primary_key=True))
