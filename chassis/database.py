@@ -61,12 +61,14 @@ class Database:
             self._readers = self._sqlite_engine("BEGIN", pool)
             self._writers = self._sqlite_engine("BEGIN IMMEDIATE", 1)
         else:
-            self._readers = self._writers = _postgres_engine(self.url, service, pool)
+            self._writers = _postgres_engine(self.url, service, pool)
+            self._readers = self._writers.execution_options(isolation_level="REPEATABLE READ")  # same pool
 
     @contextlib.contextmanager
     def read(self) -> Iterator[Session]:
-        """A session on one consistent view; it is rolled back at the end."""
+        """A session on one consistent view, taken now; it is rolled back at the end."""
         with self._reported(), Session(self._readers, expire_on_commit=False) as session:
+            session.connection()
             yield session
 
     @contextlib.contextmanager
@@ -114,6 +116,10 @@ class Database:
             max_overflow=0,
             pool_timeout=BUSY_LIMIT,
         )
+
+        # if the folder cannot be made, opening the file fails with a better sentence than this would
+        with contextlib.suppress(OSError):
+            pathlib.Path(str(self.url.database)).parent.mkdir(parents=True, exist_ok=True)
 
         def prepare(connection: Any, _record: Any) -> None:
             for pragma in ("journal_mode = WAL", "synchronous = FULL", "foreign_keys = ON", "busy_timeout = 0"):
@@ -184,7 +190,6 @@ def address(url: str) -> sa.URL:
         return made.set(drivername="postgresql+psycopg")
     if made.get_backend_name() != "sqlite" or made.database in (None, "", ":memory:"):
         raise ValueError("a database is sqlite:///FILE or postgresql://USER:PASSWORD@HOST/NAME")
-    pathlib.Path(str(made.database)).parent.mkdir(parents=True, exist_ok=True)
     return made
 
 

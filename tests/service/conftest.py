@@ -6,6 +6,7 @@ from collections.abc import Iterator
 
 import pytest
 from tests.fakes.bus import Bus
+from tests.fakes.databases import database, postgres, url  # noqa: F401  # fixtures
 from tests.fakes.rabbitmq import Rabbit
 
 
