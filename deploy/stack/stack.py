@@ -16,7 +16,9 @@ import tempfile
 import time
 from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
+from deploy.rabbitmq import users
 from deploy.stack import room, wait
 from deploy.stack.host import Host
 from deploy.stack.parts import Libvirtd, Part, Process, WholeHost
@@ -47,8 +49,9 @@ class Stack:
     ) -> None:
         self.folder = folder or Path(tempfile.mkdtemp(prefix="ds-"))
         self.keep = keep
-        self.rabbitmq = RabbitMQ(self.folder / "rabbitmq", keep=keep)
         self.hosts = {f"h{i + 1}": Host(self.folder / f"h{i + 1}", f"h{i + 1}", keep=keep) for i in range(hosts)}
+        self._passwords = {name: secrets.token_urlsafe(16) for name in [*users.SERVICES, *self.hosts]}
+        self.rabbitmq = RabbitMQ(self.folder / "rabbitmq", self._users(), keep=keep)
         self.domain = self.folder / "domain"  # where demo and tests put a storage domain, shared by all hosts
         self.services: dict[str, Process] = {}
         self.agents: dict[str, Process] = {}
@@ -132,7 +135,7 @@ class Stack:
     def another(self, service: str, name: str) -> Process:
         """A second instance of a service on the same database, under another name; the caller starts it."""
         first = self.services[service]
-        more = {"DRYSTONE_INSTANCE": name, "DRYSTONE_DATABASE_URL": self._database(service)}
+        more = {**first.more, "DRYSTONE_INSTANCE": name}
         made = Process(name, first.module, first.place, first.settings, self.folder / name, more=more)
         self.services[name] = made
         return made
@@ -165,11 +168,14 @@ class Stack:
                 more["DRYSTONE_ADMIN_TOKEN_FILE"] = str(self.folder / "token")
             else:
                 more["DRYSTONE_DATABASE_URL"] = self._database(name)
+            more["DRYSTONE_AMQP_URI"] = self.rabbitmq.uri_of(name, self._passwords[name])
             self._launch(self.services, name, module, lambda: self._room, more)
 
     def _launch_agents(self) -> None:
         for host in self.hosts.values():
+            user = users.agent_user(host.id)
             more = {
+                "DRYSTONE_AMQP_URI": self.rabbitmq.uri_of(user, self._passwords[host.name]),
                 "DRYSTONE_INSTANCE": f"hostagent-{host.name}",
                 "DRYSTONE_HOST_ID": host.id,
                 "DRYSTONE_LIBVIRT_URI": "qemu:///system",
@@ -181,13 +187,18 @@ class Stack:
         self, into: dict[str, Process], key: str, module: str, place: Callable[[], room.Room], more: dict[str, str]
     ) -> None:
         name = f"{key}.agent" if into is self.agents else key
-        settings = {"DRYSTONE_AMQP_URI": self.rabbitmq.uri, **self._settings}
-        into[key] = Process(name, module, place, settings, self.folder / name, more=more)
+        into[key] = Process(name, module, place, self._settings, self.folder / name, more=more)
         into[key].launch()
 
     @staticmethod
     def _place(host: Host) -> Callable[[], room.Room]:
         return lambda: host.room
+
+    def _users(self) -> dict[str, Any]:
+        """The users of a real installation, and drystone / drystone for tests that look into the broker."""
+        services = {name: self._passwords[name] for name in users.SERVICES}
+        agents = {host.id: self._passwords[host.name] for host in self.hosts.values()}
+        return users.together([users.definitions(services, agents), users.administrator("drystone", "drystone")])
 
     def _database(self, service: str) -> str:
         return self._databases.get(service, f"sqlite:///{self.folder}/{service}/{service}.sqlite")
