@@ -23,7 +23,7 @@ PROVIDERS = ("chassis", "nameko")
 
 
 def run() -> list[Line]:
-    with tempfile.TemporaryDirectory(prefix="drystone-bench-", dir="/tmp") as folder:  # noqa: S108  short socket paths
+    with tempfile.TemporaryDirectory(prefix="drystone-bench-", dir="/tmp") as folder:
         broker = RabbitMQ(Path(folder) / "rabbitmq")
         broker.start()
         try:

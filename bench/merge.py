@@ -1,0 +1,185 @@
+"""A merge through Drystone beside `virsh blockcommit --wait --pivot` on an equal chain, on the same host and storage.
+
+Time and rate on an idle guest for an empty top and for one of 4 GiB; the longest guest write stall on a busy one.
+Ours is all of it: from the HTTP request until the removal is done, scans, metadata and deletion included.
+"""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+from bench.lines import Line, in_turns
+from deploy.guest import image, plain
+from deploy.guest.stall import Watch
+from deploy.stack import wait
+from deploy.stack.stack import Stack
+from deploy.world import Machine, World
+
+GIB = 2**30
+SIZE_MIB = 4608
+BUSY = {"ring_mib": 64, "batch": 16, "rate_kib": 4096}
+STALL_MIB = 256
+
+
+def run() -> list[Line]:
+    with Stack() as stack:
+        world = World.of(stack)
+        plain_folder = stack.folder / "plain"
+        plain_folder.mkdir()
+        return [
+            _idle(world, plain_folder, "merge of 0 bytes (adds < 1 s)", 0, rounds=3),
+            _idle(world, plain_folder, "merge of 4 GiB (rate >= 0.95: ratio <= 1.053)", 4, rounds=2),
+            *_busy(world, plain_folder, rounds=3),
+        ]
+
+
+# -- time on an idle guest --------------------------------------------------------------------------------
+
+
+def _idle(world: World, folder: Path, name: str, gib: int, rounds: int) -> Line:
+    number = iter(range(100))
+    line = Line(name, "s")
+    return in_turns(
+        line,
+        lambda: _ours(world, f"ours{gib}-{next(number)}", gib),
+        lambda: _virsh(world, folder / f"virsh{gib}-{next(number)}", gib),
+        rounds,
+    )
+
+
+def _ours(world: World, name: str, gib: int) -> float:
+    vm = world.machine(name, mib=SIZE_MIB, write=False)
+    snapshot = vm.snapshot("below")
+    _fill(vm.folder() / vm.chain()[-1]["volume_id"], gib)
+    world.api.start_vm(vm.id)
+    vm.wait_for_state("running")
+    _wait_for_guest(vm.log)
+    begun = time.perf_counter()
+    job = world.api.remove_snapshot(snapshot)
+    vm.finish(job["id"])
+    took = time.perf_counter() - begun
+    _forget(world, vm)
+    return took
+
+
+def _virsh(world: World, folder: Path, gib: int) -> float:
+    top, log = _plain_chain(folder, SIZE_MIB), folder / "console"
+    _fill(top, gib)
+    with _plain_vm(world, folder, top, log, write=False):
+        _wait_for_guest(log)
+        begun = time.perf_counter()
+        _blockcommit(world, folder.name)
+        took = time.perf_counter() - begun
+    shutil.rmtree(folder)
+    return took
+
+
+# -- stall of a busy guest --------------------------------------------------------------------------------
+
+
+def _busy(world: World, folder: Path, rounds: int) -> list[Line]:
+    stall = Line("longest guest write stall in a merge", "ms")
+    merges: list[dict[str, float]] = []
+    number = iter(range(100))
+    in_turns(
+        stall,
+        lambda: _our_stall(world, f"busy-{next(number)}", merges),
+        lambda: _virsh_stall(world, folder / f"busy-virsh-{next(number)}"),
+        rounds,
+    )
+    parts = {name: sorted(each[name] for each in merges)[len(merges) // 2] for name in merges[0]}
+    shown = ", ".join(f"{name.removesuffix('_ms')} {value:.1f}" for name, value in parts.items())
+    allowed = parts["suspend_ms"] + parts["mark_ms"] + parts["resume_ms"]
+    stall.note = f"our pause in ms: {shown}; allowed above virsh's own: {allowed:.1f}"
+    return [stall]
+
+
+def _our_stall(world: World, name: str, merges: list[dict[str, float]]) -> float:
+    vm = world.machine(name, mib=STALL_MIB, **BUSY)
+    vm.start()
+    snapshot = vm.snapshot("below")
+    vm.wait_for_writes(2000)
+    with Watch(vm.log) as watch:
+        job = vm.remove(snapshot)
+        vm.wait_for_writes(50)
+    merges.append(dict(next(iter(world.api.merges.all(removal_id=job["id"])))["stall"] or {}))
+    _forget(world, vm)
+    return watch.longest_ms()
+
+
+def _virsh_stall(world: World, folder: Path) -> float:
+    top, log = _plain_chain(folder, STALL_MIB), folder / "console"
+    with _plain_vm(world, folder, top, log, **BUSY):
+        _wait_for_acks(log, 2000)
+        with Watch(log) as watch:
+            _blockcommit(world, folder.name)
+            _wait_for_acks(log, _acks(log) + 50)
+    shutil.rmtree(folder)
+    return watch.longest_ms()
+
+
+# -- the plain side ---------------------------------------------------------------------------------------
+
+
+class _plain_vm:
+    """A transient VM of plain libvirt on the same host; destroyed at the end."""
+
+    def __init__(self, world: World, folder: Path, top: Path, log: Path, **guest: object) -> None:
+        self._host = next(iter(world.stack.hosts.values()))
+        self._name = folder.name
+        definition = folder / "domain.xml"
+        words = image.cmdline(**guest)  # type: ignore[arg-type]
+        definition.write_text(plain.xml(folder.name, [top], log, world.guest, words))
+        self._definition = definition
+
+    def __enter__(self) -> None:
+        self._host.virsh("create", self._definition)
+
+    def __exit__(self, *_: object) -> None:
+        self._host.virsh("destroy", self._name)
+
+
+def _plain_chain(folder: Path, mib: int) -> Path:
+    folder.mkdir()
+    base = plain.volume(folder / "base.qcow2", mib)
+    return plain.volume(folder / "top.qcow2", mib, base.name)
+
+
+def _blockcommit(world: World, name: str) -> None:
+    next(iter(world.stack.hosts.values())).virsh(
+        "blockcommit", name, "vda", "--active", "--wait", "--pivot", seconds=300
+    )
+
+
+# -- both -------------------------------------------------------------------------------------------------
+
+
+def _fill(volume: Path, gib: int) -> None:
+    """Write so many GiB into a volume that nobody uses, and let the storage have them."""
+    words = [word for piece in range(gib) for word in ("-c", f"write -q -P {piece + 1} {piece}G 1G")]
+    if words:
+        subprocess.run(["qemu-io", "-f", "qcow2", "-t", "none", *words, str(volume)], check=True, timeout=300)
+    subprocess.run(["sync", "-f", str(volume)], check=True, timeout=120)
+
+
+def _wait_for_guest(log: Path) -> None:
+    wait.until("the guest to come up", lambda: log.exists() and b"@up" in log.read_bytes(), 60)
+    time.sleep(1)
+
+
+def _acks(log: Path) -> int:
+    return log.read_bytes().count(b"@a ") if log.exists() else 0
+
+
+def _wait_for_acks(log: Path, count: int) -> None:
+    enough: Callable[[], bool] = lambda: _acks(log) * BUSY["batch"] >= count  # noqa: E731
+    wait.until("the guest's writes", enough, 90)
+
+
+def _forget(world: World, vm: Machine) -> None:
+    vm.power_off()
+    world.api.vms.delete(vm.id, world.api.vms.get(vm.id)["version"])
