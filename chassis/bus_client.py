@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 import uuid
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any, Protocol
 
 import amqp
+
 from chassis import bus_green as green
 from chassis import bus_lines as lines
 from chassis import bus_wire as wire
@@ -86,17 +88,13 @@ class Ear:
             self.connections += 1
             self.ready.set()
             while not self._stopping:
-                try:
+                with contextlib.suppress(TimeoutError):
                     connection.drain_events(timeout=BEAT)
-                except TimeoutError:
-                    pass
                 connection.heartbeat_tick()
         finally:
-            try:
+            with contextlib.suppress(*lines.FAULTS):
                 connection.transport.close()
                 connection.collect()
-            except lines.FAULTS:
-                pass
 
 
 class Answers:
@@ -193,8 +191,8 @@ class Client:
 
         `gap` is called after every later reconnection: news told meanwhile were missed.
         """
-        ear = Ear(self._uri, lambda channel: subscription.declare(channel), lambda message: subscription.hear(message))
-        subscription = _Subscription(ear, list(events), handler, gap)
+        subscription = _Subscription(list(events), handler, gap)
+        ear = Ear(self._uri, subscription.declare, subscription.hear)
         self._ears.append(ear)
         ear.start()
         return ear
@@ -250,12 +248,12 @@ class Client:
 class _Subscription:
     def __init__(
         self,
-        ear: Ear,
         events: list[Event],
         handler: Callable[[Event, dict[str, Any], Note], None],
         gap: Callable[[], None] | None,
     ) -> None:
-        self._ear, self._events, self._handler, self._gap = ear, events, handler, gap
+        self._events, self._handler, self._gap = events, handler, gap
+        self._seen = False
 
     def declare(self, channel: Any) -> str:
         for exchange in {wire.events_exchange(event.service) for event in self._events}:
@@ -264,8 +262,9 @@ class _Subscription:
         for event in self._events:
             for key in (event.wire, f"{event.wire}.*"):
                 channel.queue_bind(queue, wire.events_exchange(event.service), key)
-        if self._ear.connections and self._gap is not None:
+        if self._seen and self._gap is not None:
             self._gap()
+        self._seen = True
         return queue
 
     def hear(self, message: Any) -> None:

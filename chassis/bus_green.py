@@ -28,7 +28,7 @@ with warnings.catch_warnings(record=True):
 
 eventlet.monkey_patch()
 
-Thread = eventlet.greenthread.GreenThread
+Thread = Any  # eventlet's GreenThread; it has no types
 
 
 def spawn(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Thread:

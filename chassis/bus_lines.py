@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import select
 import socket
 import time
@@ -13,6 +14,7 @@ from typing import Any
 
 import amqp
 import kombu
+
 from chassis import bus_green as green
 from chassis import settings as _settings
 
@@ -37,6 +39,9 @@ class Unconfirmed(Exception):
 
 class Unroutable(Exception):
     """No queue takes the message."""
+
+
+_LOST: tuple[type[Exception], ...] = (Unconfirmed, *FAULTS)
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,10 @@ def away(uri: str, fault: Exception) -> Away:
         return Away(f"nothing answers at {where} within {CONNECT_SECONDS:g} s")
     if isinstance(fault, socket.gaierror):
         return Away(f"the name in {where} does not resolve")
-    return Away(f"no connection to {where}: {fault}")
+    if isinstance(fault, ConnectionRefusedError):
+        return Away(f"nothing listens at {where}")
+    number = getattr(fault, "errno", None)
+    return Away(f"no connection to {where}: {os.strerror(number) if number else fault or type(fault).__name__}")
 
 
 def ensure_exchange(connection: Any, name: str) -> None:
@@ -231,19 +239,15 @@ class Post:
 
     def count(self, queue: str, timeout: float = 2.0) -> int | None:
         """Messages in a queue; None when that is not known now."""
-        line = None
         try:
             line = self._take(timeout)
-            found = line.count(queue)
-        except amqp.NotFound:
-            line.close()
-            self._pool.give(None)
-            return 0
-        except (_Broken, *FAULTS):
-            if line is not None:
-                line.close()
-                self._pool.give(None)
+        except _Broken:
             return None
+        try:
+            found = line.count(queue)
+        except FAULTS as fault:
+            self._drop(line)  # a look at a queue that is not there costs the channel
+            return 0 if isinstance(fault, amqp.NotFound) else None
         self._pool.give(line)
         return found
 
@@ -258,7 +262,7 @@ class Post:
         except Unroutable:
             self._pool.give(line)
             raise
-        except (Unconfirmed, *FAULTS) as fault:
+        except _LOST as fault:
             self._drop(line)
             raise _Broken(str(away(self._uri, fault)), wrote=line.wrote) from None
         except BaseException:  # the green thread was killed: the line's state is unknown

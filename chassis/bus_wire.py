@@ -7,7 +7,7 @@ This module imports neither nameko nor eventlet, so that ordinary (not green) pr
 | requests and replies                     | exchange `nameko-rpc` (topic)                     |
 | requests for a service or an agent       | queue `rpc-<service>`, key `<service>.<method>_v1`|
 | replies to a process                     | queue `rpc.reply-<service>-<id>`, key `reply.<id>`|
-| news of a service                        | exchange `<service>.events` (topic), key `<event>.v1` or `<event>.v1.<key>` |
+| news of a service                        | exchange `<service>.events`, key `<event>.v1[.<key>]` |
 | news for a consumer                      | queue `evt.<source>.<event>.v1--<consumer>`       |
 | news that wait for another try           | exchange `wait--<consumer>`, queues `wait--<consumer>--<ms>` |
 | and come back                            | exchange `again--<consumer>`                      |
@@ -112,13 +112,15 @@ def to_headers(call: context.Call) -> dict[str, Any]:
 def from_headers(headers: Mapping[str, Any] | None, key: str | None = None) -> context.Call:
     """The call that a message belongs to. Headers come from outside: a wrong type counts as absent."""
     headers = headers or {}
-    deadline = headers.get(DEADLINE)
-    dated = isinstance(deadline, int | float) and math.isfinite(deadline)
     flow = headers.get(FLOW)
     return context.Call(
         request_id=str(headers.get(REQUEST) or ""),
         flow_id=str(flow) if flow else None,
         user=str(headers.get(USER) or ""),
-        deadline=float(deadline) if dated else None,
+        deadline=_seconds(headers.get(DEADLINE)),
         key=key,
     )
+
+
+def _seconds(value: Any) -> float | None:
+    return float(value) if isinstance(value, int | float) and math.isfinite(value) else None

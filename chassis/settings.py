@@ -83,6 +83,9 @@ class FrameSettings:
     )
     log_json: bool = setting(False, "log JSON lines (for machines) instead of sentences (for eyes)")
     instance: str = setting(_instance, "name of this process among others of its service; must be unique")
+    strict_agents: bool = setting(
+        False, "refuse news of host agents without the agent's own RabbitMQ user; for brokers with a user per agent"
+    )
     flow_lease: float = setting(
         10.0, "seconds until the flows of a dead instance are taken over", check=between(1, 3600)
     )

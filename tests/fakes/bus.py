@@ -139,7 +139,10 @@ class Bus:
         target = wire.address(promise.service, at)
         correlation_id = uuid.uuid4().hex
         came, bodies = self._boxes[correlation_id] = (threading.Event(), [])
-        properties.update(reply_to=wire.reply_key(self._id), correlation_id=correlation_id, mandatory=True)
+        # delivery_mode 1: a request does not survive a restart of the broker, as with the real client
+        properties.update(
+            reply_to=wire.reply_key(self._id), correlation_id=correlation_id, mandatory=True, delivery_mode=1
+        )
         try:
             self.publish(wire.RPC_EXCHANGE, wire.rpc_key(promise, at), body, headers=headers, **properties)
         except ChannelError as fault:

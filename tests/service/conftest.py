@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import pytest
+
 from tests.fakes.bus import Bus
-from tests.fakes.databases import database, postgres, url  # noqa: F401  # fixtures
+from tests.fakes.databases import database, opened, postgres, url  # noqa: F401  # fixtures
 from tests.fakes.rabbitmq import Rabbit
 
 

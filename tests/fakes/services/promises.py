@@ -1,4 +1,4 @@
-"""The promises of the two small services that the frame's tests run: `relay` asks and tells, `leaf` answers and hears."""
+"""What the two small services of the frame's tests promise: `relay` asks and tells, `leaf` answers and hears."""
 
 from __future__ import annotations
 

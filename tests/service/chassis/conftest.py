@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
 from tests.fakes.process import Process
 from tests.fakes.rabbitmq import Rabbit
 

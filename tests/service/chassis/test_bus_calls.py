@@ -5,12 +5,12 @@ from __future__ import annotations
 import time
 
 import pytest
-from tests.fakes.bus import Bus
-from tests.fakes.process import Process
-from tests.fakes.services import promises
 
 from chassis import context
 from contracts import errors
+from tests.fakes.bus import Bus
+from tests.fakes.process import Process
+from tests.fakes.services import promises
 
 
 def test_a_call_is_answered(bus: Bus, leaf: Process) -> None:

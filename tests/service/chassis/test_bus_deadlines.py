@@ -5,13 +5,13 @@ from __future__ import annotations
 import time
 
 import pytest
+
+from chassis import bus_wire as wire
+from contracts import errors
 from tests.fakes.bus import Bus
 from tests.fakes.process import Process
 from tests.fakes.rabbitmq import Rabbit
 from tests.fakes.services import promises
-
-from chassis import bus_wire as wire
-from contracts import errors
 
 
 def _request(text: str) -> dict[str, object]:

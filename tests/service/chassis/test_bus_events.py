@@ -7,12 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
+
+from chassis import context
 from tests.fakes.bus import Bus
 from tests.fakes.process import Process
 from tests.fakes.rabbitmq import Rabbit
 from tests.fakes.services import promises
-
-from chassis import context
 
 
 @pytest.fixture(autouse=True)

@@ -18,7 +18,6 @@ from tests.fakes.services.leaf.tables import said
 @dataclass(frozen=True)
 class Settings(FrameSettings):
     section: ClassVar[str] = "leaf"
-    strict_agents: bool = setting(False, "agents must sign their news")
     slow: float = setting(0.0, "seconds that each event takes")
 
 
@@ -66,7 +65,7 @@ class Leaf(bus.Service):
 
     @bus.hears(promises.said)
     def said(self, news: dict[str, Any], session: Any) -> None:
-        bus.sleep(self.frame.settings.slow)
+        bus.sleep(getattr(self.frame.settings, "slow"))  # noqa: B009
         self._keep(session, news["text"], news["number"])
         if news["text"] == "poison":
             raise ValueError("cannot digest it")
