@@ -92,7 +92,7 @@ def chain_of(session: Session, disk_id: str) -> tuple[str, ...]:
     if row is None:
         return ()
     query = sa.select(volumes.c.id, volumes.c.parent_id).where(volumes.c.disk_id == disk_id, ~volumes.c.dropped)
-    return chain.order(dict(session.execute(query).tuples()), row.active_id)
+    return chain.order(dict(session.execute(query).tuples().all()), row.active_id)
 
 
 def chain_rows(session: Session, disk_id: str) -> list[dict[str, Any]]:
@@ -224,7 +224,7 @@ def disks_of(session: Session, snapshot_id: str) -> dict[str, str]:
     """disk id -> volume id of what the snapshot still holds."""
     query = sa.select(snapshot_disks.c.disk_id, snapshot_disks.c.volume_id)
     found = session.execute(query.where(snapshot_disks.c.snapshot_id == snapshot_id).order_by(snapshot_disks.c.disk_id))
-    return dict(found.tuples())
+    return dict(found.tuples().all())
 
 
 def snapshot(session: Session, snapshot_id: str) -> dict[str, Any]:

@@ -220,7 +220,7 @@ def taken(session: Session, column: str) -> dict[str, int]:
     by = merges.c[column]
     joined = merges.join(jobs, jobs.c.id == merges.c.id)
     query = sa.select(by, sa.func.count()).select_from(joined).where(merges.c.let_in, jobs.c.state.in_(BUSY))
-    return dict(session.execute(query.group_by(by)).tuples())
+    return dict(session.execute(query.group_by(by)).tuples().all())
 
 
 def promised(session: Session, domain_id: str, besides: str) -> int:
