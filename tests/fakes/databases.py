@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import pytest
 
@@ -30,9 +31,24 @@ def url(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> str:
     return server.fresh()
 
 
+Opened = Callable[..., Database]
+
+
 @pytest.fixture
-def database(url: str) -> Iterator[Database]:
+def opened() -> Iterator[Opened]:
+    """opened(url, ...): a Database that is closed with the test."""
+    made: list[Database] = []
+
+    def open_one(url: str, *arguments: Any, **options: Any) -> Database:
+        made.append(Database(url, *arguments, **options))
+        return made[-1]
+
+    yield open_one
+    for each in made:
+        each.close()
+
+
+@pytest.fixture
+def database(url: str, opened: Opened) -> Database:
     """An empty database, open."""
-    made = Database(url, service="test")
-    yield made
-    made.close()
+    return opened(url, service="test")

@@ -20,6 +20,7 @@ from chassis.clock import FakeClock
 from chassis.database import Database, after_commit
 from chassis.tables import UtcTime
 from contracts import errors
+from tests.fakes.databases import Opened
 from tests.fakes.postgres import Postgres
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -147,23 +148,23 @@ def test_long_queries_of_green_threads_run_at_the_same_time(postgres: Postgres) 
     assert found["gap"] < 0.9
 
 
-def test_write_inside_write_is_refused(tmp_path: pathlib.Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/a.sqlite")
+def test_write_inside_write_is_refused(opened: Opened, tmp_path: pathlib.Path) -> None:
+    database = opened(f"sqlite:///{tmp_path}/a.sqlite")
     with database.write(), pytest.raises(RuntimeError, match="pass the session on"), database.write():
         pass
     with database.write():
         pass
 
 
-def test_sqlite_survives_power_loss_and_minds_references(tmp_path: pathlib.Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/new/folder/a.sqlite")
+def test_sqlite_survives_power_loss_and_minds_references(opened: Opened, tmp_path: pathlib.Path) -> None:
+    database = opened(f"sqlite:///{tmp_path}/new/folder/a.sqlite")
     for pragma, wanted in {"journal_mode": "wal", "synchronous": 2, "foreign_keys": 1, "busy_timeout": 0}.items():
         with database.write() as session:
             assert session.execute(sa.text(f"PRAGMA {pragma}")).scalar_one() == wanted
 
 
-def test_a_file_that_another_process_never_gives_back_is_away(tmp_path: pathlib.Path) -> None:
-    database = Database(f"sqlite:///{tmp_path}/a.sqlite", FakeClock(), service="inventory")
+def test_a_file_that_another_process_never_gives_back_is_away(opened: Opened, tmp_path: pathlib.Path) -> None:
+    database = opened(f"sqlite:///{tmp_path}/a.sqlite", FakeClock(), service="inventory")
     with database.write():
         pass
     with contextlib.closing(sqlite3.connect(tmp_path / "a.sqlite", isolation_level=None)) as holder:
@@ -176,13 +177,13 @@ def test_a_file_that_another_process_never_gives_back_is_away(tmp_path: pathlib.
         pass
 
 
-def test_a_file_that_is_no_database_is_away(tmp_path: pathlib.Path) -> None:
+def test_a_file_that_is_no_database_is_away(opened: Opened, tmp_path: pathlib.Path) -> None:
     (tmp_path / "a.sqlite").write_text("this is a letter to my aunt" * 100)
-    with pytest.raises(errors.DatabaseAway, match="not a database"), Database(f"sqlite:///{tmp_path}/a.sqlite").read():
+    with pytest.raises(errors.DatabaseAway, match="not a database"), opened(f"sqlite:///{tmp_path}/a.sqlite").read():
         pass
     with (
         pytest.raises(errors.DatabaseAway, match="unable to open"),
-        Database(f"sqlite:///{tmp_path}/a.sqlite/b/c").read(),
+        opened(f"sqlite:///{tmp_path}/a.sqlite/b/c").read(),
     ):
         pass
 
@@ -193,13 +194,13 @@ def test_mistakes_are_not_called_away(database: Database) -> None:
 
 
 @pytest.mark.parametrize("wrong", ["", "nonsense", "sqlite://", "sqlite:///:memory:", "mysql://h/d"])
-def test_other_addresses_are_refused(wrong: str) -> None:
+def test_other_addresses_are_refused(opened: Opened, wrong: str) -> None:
     with pytest.raises(ValueError, match="a database is sqlite:///FILE or postgresql://"):
-        Database(wrong)
+        opened(wrong)
 
 
-def test_a_server_that_was_killed_is_away_and_comes_back(postgres: Postgres) -> None:
-    database = Database(postgres.fresh(), service="snapshots")
+def test_a_server_that_was_killed_is_away_and_comes_back(opened: Opened, postgres: Postgres) -> None:
+    database = opened(postgres.fresh(), service="snapshots")
     with database.read():
         pass
     try:
@@ -214,13 +215,13 @@ def test_a_server_that_was_killed_is_away_and_comes_back(postgres: Postgres) -> 
         assert session.execute(sa.text("SELECT 1")).scalar_one() == 1
 
 
-def test_a_wrong_user_or_name_is_away_with_the_servers_reason(postgres: Postgres) -> None:
-    with pytest.raises(errors.DatabaseAway, match="does not exist"), Database(postgres.url("nowhere")).read():
+def test_a_wrong_user_or_name_is_away_with_the_servers_reason(opened: Opened, postgres: Postgres) -> None:
+    with pytest.raises(errors.DatabaseAway, match="does not exist"), opened(postgres.url("nowhere")).read():
         pass
 
 
-def test_a_deadlock_may_be_repeated(postgres: Postgres) -> None:
-    database = Database(postgres.fresh())
+def test_a_deadlock_may_be_repeated(opened: Opened, postgres: Postgres) -> None:
+    database = opened(postgres.fresh())
     with database.write() as session:
         session.execute(sa.text("CREATE TABLE pair AS SELECT 1 AS id UNION SELECT 2"))
     meet = threading.Barrier(2)
@@ -244,19 +245,21 @@ def test_a_deadlock_may_be_repeated(postgres: Postgres) -> None:
     assert sorted(ends) == ["deadlock detected", "done"]
 
 
-def test_too_few_connections_end_in_a_clear_error(postgres: Postgres, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_too_few_connections_end_in_a_clear_error(
+    opened: Opened, postgres: Postgres, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("chassis.database.BUSY_LIMIT", 0.2)
-    database = Database(postgres.fresh(), pool=1)
+    database = opened(postgres.fresh(), pool=1)
     with database.read() as session:
         session.connection()
         with pytest.raises(errors.DatabaseAway, match="all connections are in use"), database.write():
             pass
 
 
-def test_the_databases_time_is_used(postgres: Postgres, tmp_path: pathlib.Path) -> None:
+def test_the_databases_time_is_used(opened: Opened, postgres: Postgres, tmp_path: pathlib.Path) -> None:
     clock = FakeClock()
     for address in (postgres.fresh(), f"sqlite:///{tmp_path}/a.sqlite"):
-        database = Database(address, clock)
+        database = opened(address, clock)
         with database.read() as session:
             assert database.now(session).tzinfo is datetime.UTC
             assert (database.now(session) == clock.now()) is database.is_sqlite
