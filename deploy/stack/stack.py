@@ -20,7 +20,7 @@ from typing import Any
 
 from deploy.rabbitmq import users
 from deploy.stack import room, wait
-from deploy.stack.host import Host
+from deploy.stack.host import CONTROL, Host
 from deploy.stack.parts import Libvirtd, Part, Process, WholeHost
 from deploy.stack.rabbitmq import RabbitMQ
 
@@ -179,7 +179,8 @@ class Stack:
                 "DRYSTONE_INSTANCE": f"hostagent-{host.name}",
                 "DRYSTONE_HOST_ID": host.id,
                 "DRYSTONE_LIBVIRT_URI": "qemu:///system",
-                "DRYSTONE_LIBVIRTD_CONTROL": str(Path(__file__).with_name("libvirtd-control")),
+                "DRYSTONE_LIBVIRT_STOP": f"{CONTROL},stop",
+                "DRYSTONE_LIBVIRT_START": f"{CONTROL},start",
             }
             self._launch(self.agents, host.name, "services.hostagent", self._place(host), more)
 

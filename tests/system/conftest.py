@@ -9,6 +9,7 @@ import pytest
 
 from deploy.guest import image
 from deploy.stack.host import Host
+from deploy.stack.stack import Stack
 
 
 @pytest.fixture
@@ -41,3 +42,17 @@ def two_hosts(folder: Path) -> Iterator[tuple[Host, Host]]:
 def guest() -> image.Image:
     """Kernel and initramfs of the writing guest."""
     return image.build()
+
+
+@pytest.fixture
+def stack(folder: Path) -> Iterator[Stack]:
+    """Broker, services, gateway and one host with its agent."""
+    with Stack(folder / "s") as one:
+        yield one
+
+
+@pytest.fixture
+def two_host_stack(folder: Path) -> Iterator[Stack]:
+    """The same with two hosts, h1 and h2."""
+    with Stack(folder / "s", hosts=2) as one:
+        yield one
