@@ -59,7 +59,10 @@ def find_leaf(disk_id: str, volumes: Collection[Volume]) -> Verdict:
     """The leaf that the marks name, if its whole chain is sound."""
     tips = find_tips(volumes)
     if len(tips) != 1:
-        return Verdict(None, errors.ChainBroken(disk_id=disk_id, reason=_no_single(tips, volumes)))
+        # A volume with unreadable metadata stands on nothing and so is a tip: then that is the reason.
+        damaged = [v.trouble for v in volumes if v.id in tips and v.trouble is not None]
+        several = errors.ChainBroken(disk_id=disk_id, reason=_no_single(tips, volumes))
+        return Verdict(None, damaged[0] if damaged else several)
     try:
         walk(disk_id, volumes, tips[0])
     except errors.Problem as problem:

@@ -18,7 +18,7 @@ from chassis import crash
 from contracts import errors
 from services.hostagent import files, layout
 
-NEEDS = 2 * layout.MiB  # what an empty domain takes at most; most of its files are sparse
+NEEDS = 3 * layout.MiB  # what an empty domain takes at most; most of its files are sparse
 MAX_ENTRIES = 10_000  # looked at in a mount root
 
 _SPARSE = {"ids": layout.MiB, "leases": 101 * layout.MiB, "inbox": 16 * layout.MiB, "outbox": 16 * layout.MiB}
@@ -35,10 +35,11 @@ def create(domain: Ref, name: str, data_center_id: str) -> dict[str, Any]:
         _check_root(place, others_allowed=False)
         if os.path.lexists(place.root):
             return _same(place, name, data_center_id)
+        _refuse_full(place.path, place.id)
         stage = f"{place.path.rstrip('/')}/.{place.id}{layout.NEW}"
         try:
             _build(stage, layout.new_domain(place.id, name, data_center_id, place.path))
-        except OSError:
+        except (OSError, errors.Problem):
             shutil.rmtree(stage, ignore_errors=True)
             raise
         crash.point("domain.create.built")
@@ -167,6 +168,12 @@ def _refuse_images(place: layout.Place) -> None:
         raise errors.StillInUse(kind="storage domain", id=place.id, by=by)
 
 
+def _refuse_full(path: str, domain_id: str) -> None:
+    has = files.free(path)[1]
+    if has < NEEDS:
+        raise errors.NoSpace(action="create_domain", domain_id=domain_id, needs=NEEDS, has=has)
+
+
 # -- building ---------------------------------------------------------------------------------------------
 
 
@@ -202,6 +209,7 @@ def _format_leases(dom_md: str, domain_id: str) -> None:
             check=False,
         )
         if done.returncode != 0:
+            _refuse_full(dom_md, domain_id)  # the tool does not say so
             reason = f"sanlock could not format it: {(done.stderr or done.stdout).strip()[:200]}"
             raise errors.StorageFailed(action="create_domain", path=dom_md, reason=reason)
     for name in ("ids", "leases"):

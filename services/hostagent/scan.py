@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import re
 import stat
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -79,31 +79,34 @@ def scan(domain: Ref) -> dict[str, Any]:
     return {"volumes": rows, "foreign": foreign + [{"path": p, "backing": None} for p in found.leaving]}
 
 
-def referrers(domain: Ref, image: str, volume: str) -> dict[str, Any]:
-    """{"by": [words, ...]}: who refers to a volume."""
+def referrers(domain: Ref, image: str, volume: str, but: list[str]) -> dict[str, Any]:
+    """{"by": [words, ...]}: who refers to a volume, apart from the volumes `but` of the same image."""
     place = _opened(domain)
     with files.guard("scan", place.images, place.id):
-        return {"by": who_refers(survey(place), place, image, volume)}
+        return {"by": who_refers(survey(place), place, image, volume, but)}
 
 
 def _opened(ref: Ref) -> layout.Place:
     return domain.opened(ref)
 
 
-def who_refers(found: Survey, place: layout.Place, image: str, volume_id: str) -> list[str]:
-    """Who refers to a volume's file, by header, record, link or a further name of the same file; sorted words."""
+def who_refers(found: Survey, place: layout.Place, image: str, volume_id: str, but: Collection[str] = ()) -> list[str]:
+    """Who refers to a volume's file, by header, record, link or a further name of the same file; sorted words.
+
+    `but`: volumes of the same image that may."""
     path = place.file(image, volume_id)
+    known = {path, *(place.file(image, other) for other in but)}
     inode = inode_of(path)
     by = {
         r.source.words
         for r in found.references
-        if r.source.path != path and (volume_id in r.ids or (inode is not None and r.inode == inode))
+        if r.source.path not in known and (volume_id in r.ids or (inode is not None and r.inode == inode))
     }
     by |= {f"{f.words} (another name of the same file)" for f in found.files if f.inode == inode and f.path != path}
     by |= {
         f"the metadata of volume {v.id} of disk {i}"
         for i, v in found.volumes
-        if i == image and v.parent == volume_id and v.id != volume_id
+        if i == image and v.parent == volume_id and v.id not in {volume_id, *but}
     }
     return sorted(by)
 

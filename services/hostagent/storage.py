@@ -19,6 +19,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -71,9 +72,12 @@ class Storage:
         """DomainScan."""
         return self._ask(SLOW, "scan", {"domain": domain}, deadline)
 
-    def referrers(self, domain: Domain, image: str, volume: str, *, deadline: float | None = None) -> list[str]:
-        """Scan the whole domain: who refers to this volume, each in words (`volume <id> of disk <id>`, or a path)."""
-        args = {"domain": domain, "image": image, "volume": volume}
+    def referrers(
+        self, domain: Domain, image: str, volume: str, but: Sequence[str] = (), *, deadline: float | None = None
+    ) -> list[str]:
+        """Scan the whole domain: who refers to this volume, each in words (`volume <id> of disk <id>`, or a path).
+        `but`: volumes of the same image that may; before a commit of top into base, base may have top alone."""
+        args = {"domain": domain, "image": image, "volume": volume, "but": list(but)}
         return list(self._ask(SLOW, "referrers", args, deadline)["by"])
 
     # -- volumes --

@@ -1,0 +1,158 @@
+"""The rules of chains, as tables: what the storage shows -> which volume is the leaf."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from contracts import errors
+from services.hostagent import chain
+from services.hostagent.chain import Volume
+
+BROKEN = errors.ChainBroken(disk_id="d", reason="the header is damaged")
+
+
+def v(name: str, on: str | None = None, *, record: str | None = "same", **more) -> Volume:
+    """A volume that stands on another, by header and by record."""
+    return Volume(name, parent=on if record == "same" else record, backing=on, backing_name=on, **more)
+
+
+def illegal(name: str, on: str | None = None, **more) -> Volume:
+    return v(name, on, legality="illegal", **more)
+
+
+# name of the moment -> volumes -> the leaf
+MOMENTS = {
+    "one volume": ([v("a")], "a"),
+    "two snapshots": ([v("a"), v("b", "a"), v("c", "b")], "c"),
+    "a new volume is made, QEMU still writes the old one": ([v("a"), v("b", "a")], "b"),
+    "active commit runs or is ready": ([v("base"), v("top", "base")], "top"),
+    "active commit pivoted and marked": ([v("base"), illegal("top", "base")], "base"),
+    "active commit marked, top's header is gone": ([v("base"), illegal("top", trouble=BROKEN)], "base"),
+    "internal commit runs": ([v("base"), v("top", "base"), v("child", "top")], "child"),
+    "internal commit done, not recorded": (
+        [v("base"), v("top", "base"), v("child", "base", record="top")],
+        "child",
+    ),
+    "internal commit, top marked, child not recorded": (
+        [v("base"), illegal("top", "base"), v("child", "base", record="top")],
+        "child",
+    ),
+    "internal commit recorded": ([v("base"), illegal("top", "base"), v("child", "base")], "child"),
+    "recorded ahead of QEMU's rewrite of the header": (
+        [v("base"), v("top", "base"), v("child", "top", record="base")],
+        "child",
+    ),
+    "top of the lowest pair dropped": ([v("a"), illegal("b", "a"), v("c", "a"), v("d", "c")], "d"),
+    "a clone of a template": ([v("clone", "template", elsewhere=True)], "clone"),
+    "a raw base": ([v("a", format="raw"), v("b", "a")], "b"),
+}
+
+
+@pytest.mark.parametrize("moment", MOMENTS)
+def test_the_marks_name_one_leaf_at_every_moment(moment):
+    volumes, leaf = MOMENTS[moment]
+    assert chain.find_leaf("d", volumes) == chain.Verdict(leaf)
+
+
+TROUBLES = {
+    "no volume": ([], "no volume"),
+    "two chains": ([v("a"), v("b")], "2 leaves: a, b"),
+    "two children": ([v("a"), v("b", "a"), v("c", "a")], "2 leaves: b, c"),
+    "all dropped": ([illegal("a")], "every volume is marked illegal"),
+    "a circle": ([v("a", "b"), v("b", "a")], "in a circle"),
+    "a circle below the leaf": ([v("a", "b"), v("b", "a"), v("c", "b")], "stands on itself"),
+    "on itself": ([v("a", "a")], "stands on itself"),
+    "a missing base": ([v("b", "a")], "a is missing; b stands on it"),
+    "a dropped base": ([illegal("a"), v("b", "a")], "a is marked illegal, yet b stands on it"),
+    "a damaged leaf": ([v("a"), v("b", trouble=BROKEN, record="a")], "header is damaged"),
+    "a damaged base": ([v("a", trouble=BROKEN), v("b", "a")], "header is damaged"),
+}
+
+
+@pytest.mark.parametrize("case", TROUBLES)
+def test_where_there_is_no_sound_leaf_the_reason_is_said(case):
+    volumes, says = TROUBLES[case]
+    verdict = chain.find_leaf("d", volumes)
+    assert verdict.leaf is None
+    assert says in str(verdict.trouble)
+
+
+def test_a_damaged_volume_that_is_out_of_the_chain_does_no_harm():
+    volumes = [v("a"), illegal("b", trouble=BROKEN), v("c", "a")]
+    assert chain.find_leaf("d", volumes).leaf == "c"
+
+
+def test_a_chain_is_told_leaf_first():
+    assert chain.walk("d", [v("a"), v("b", "a"), v("c", "b")], "c") == ("c", "b", "a")
+
+
+def test_a_chain_ends_where_it_enters_another_image():
+    assert chain.walk("d", [v("b", "t", elsewhere=True)], "b") == ("b",)
+
+
+def test_a_missing_leaf_and_a_dropped_leaf_are_named():
+    with pytest.raises(errors.ChainBroken, match="volume x is missing"):
+        chain.walk("d", [], "x")
+    with pytest.raises(errors.ChainBroken, match="volume x is marked illegal"):
+        chain.walk("d", [illegal("x")], "x")
+
+
+def test_an_endless_chain_is_cut(monkeypatch):
+    monkeypatch.setattr(chain, "MAX_DEPTH", 3)
+    volumes = [v("a"), v("b", "a"), v("c", "b"), v("d", "c")]
+    assert "more than 3" in str(chain.find_leaf("d", volumes).trouble)
+
+
+def test_children_are_found_by_header_and_by_record():
+    volumes = [v("a"), v("b", "a"), illegal("c", "x", record="a")]
+    assert chain.children(volumes, "a") == ["b", "c"]
+    assert chain.children(volumes, "b") == []
+
+
+def test_remarks_are_sentences_for_a_person():
+    volumes = [v("a", trouble=BROKEN), illegal("b"), v("c", "a", record="b"), v("d", None, record="a"), v("e")]
+    said = chain.remarks(volumes)
+    assert len(said) == 4
+    assert said[1] == "Volume b is marked illegal: it is waiting to be deleted."
+    assert said[2] == "Volume c has the parent b in its metadata and a in its header."
+    assert said[3] == "Volume d has the parent a in its metadata and none in its header."
+
+
+@pytest.mark.parametrize(
+    ("names", "written"),
+    [
+        (["v2", "v1"], "v1"),
+        (["v4", "v3", "v2", "v1"], "v1"),
+        (["../img/v2", "../img/v1"], "../img/../img/v1"),
+        (["../img/v3", "../img/v2", "../img/v1"], "../img/../img/../img/v1"),
+        (["../img/v2", "v1"], "../img/v1"),
+        (["v2", "/abs/v1"], "/abs/v1"),
+        ([], ""),
+    ],
+)
+def test_the_name_that_libvirt_writes_grows_with_folders_only(names, written):
+    assert chain.written_backing(names) == written
+
+
+def test_a_name_that_would_crash_qemu_is_refused():
+    layer = "../11111111-1111-1111-1111-111111111111/22222222-2222-2222-2222-222222222222"
+    assert chain.check_backing([layer] * 20)
+    with pytest.raises(errors.BackingTooLong) as caught:
+        chain.check_backing([layer] * 24)
+    assert caught.value.fields["bytes"] == len(layer) + 23 * 40
+
+
+@given(st.lists(st.from_regex(r"(\.\./[a-z]{1,8}/)?[a-z0-9]{1,12}", fullmatch=True), max_size=30))
+def test_bare_names_stay_bare_and_no_name_is_lost(names):
+    written = chain.written_backing(names)
+    assert written.count("/") == sum(n.count("/") for n in names)
+    assert not names or written.endswith(names[-1])
+
+
+def test_the_names_of_a_range_are_taken_from_the_headers():
+    volumes = {x.id: x for x in [v("a"), v("b", "a"), v("c", "b"), v("d", "c")]}
+    assert chain.backing_names(volumes, "d", "a") == ["c", "b", "a"]
+    with pytest.raises(ValueError, match="not below"):
+        chain.backing_names(volumes, "a", "d")
