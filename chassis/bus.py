@@ -59,18 +59,20 @@ def run_service(service_cls: type[Service], frame: Frame) -> None:
     """Take messages until SIGTERM or SIGINT. Raises SystemExit when the broker refuses our user at the start."""
     refuse_bad_credentials(frame)
     container = container_of(service_cls, frame)
-    ended = Signal()
-    on_stop_signals(ended.set)
+    end = Box()
+    on_stop_signals(lambda: end.put("asked"))
     _watch_parked(container, frame)
     starting = eventlet.spawn(container.start)  # it does not return before the broker is there
-    starting.link(lambda thread: _started(service_cls, frame, thread, ended))
-    eventlet.spawn(container.wait).link(lambda thread: ended.set())
-    ended.wait()
+    starting.link(lambda thread: _started(service_cls, frame, thread, end))
+    eventlet.spawn(container.wait).link(lambda _thread: end.put("died"))
+    why = end.get()
     service_cls.stopping(frame)
     with eventlet.Timeout(STOP_SECONDS, False):
         container.stop()
     container.kill()
     frame.client.close()
+    if why != "asked":
+        sys.exit(f"{service_cls.name} ended because of an error; its log tells which.")
 
 
 def container_of(service_cls: type[Service], frame: Frame) -> Any:
@@ -111,14 +113,14 @@ def outbox_sender(client: Client) -> Any:
     return send
 
 
-def _started(service_cls: type[Service], frame: Frame, thread: Any, ended: Signal) -> None:
+def _started(service_cls: type[Service], frame: Frame, thread: Any, end: Box) -> None:
     try:
         thread.wait()
         service_cls.started(frame)
         _log.info("started", instance=frame.settings.instance)
     except Exception:
         _log.exception("could not start")
-        ended.set()
+        end.put("died")
 
 
 def _entries(service_cls: type[Service]) -> list[Ask | Hear]:
@@ -127,7 +129,10 @@ def _entries(service_cls: type[Service]) -> list[Ask | Hear]:
 
 
 def _watch_parked(container: Any, frame: Frame) -> None:
-    if not any(isinstance(entry, Hear) for entry in _entries(container.service_cls)):
+    entries = _entries(container.service_cls)
+    if not entries:  # nothing comes in, so only what goes out can tell how the broker is
+        frame.health.check("bus", frame.client.fault)
+    if not any(isinstance(entry, Hear) for entry in entries):
         return
     queue = wire.parked_queue(container.service_name)
 

@@ -21,6 +21,7 @@ from contracts.promise import Event, Rpc
 
 CONNECT_PATIENCE = 1.0  # seconds that a call waits for a connection that is being made
 HEARTBEAT = 20  # seconds; the broker notices a dead process, and we a dead broker, after about two of them
+SETUP_SECONDS = 15.0  # for declaring and binding after a connection was made
 BEAT = 5.0  # seconds between two looks at the heartbeat
 BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to connect
 _log = logs.get("bus")
@@ -81,11 +82,13 @@ class Ear:
     def _listen(self) -> None:
         connection = lines.connect(self._uri, heartbeat=HEARTBEAT)
         try:
-            lines.ensure_exchange(connection, wire.RPC_EXCHANGE)
-            channel = connection.channel()
-            queue = self._declare(channel)
-            channel.basic_consume(queue, no_ack=True, callback=self._hear)
+            with green.limit(SETUP_SECONDS):
+                lines.ensure_exchange(connection, wire.RPC_EXCHANGE)
+                channel = connection.channel()
+                queue = self._declare(channel)
+                channel.basic_consume(queue, no_ack=True, callback=self._hear)
             self.connections += 1
+            self.fault = ""
             self.ready.set()
             while not self._stopping:
                 with contextlib.suppress(TimeoutError):
@@ -113,6 +116,11 @@ class Answers:
             raise errors.BusAway(reason=self._ear.fault or "still connecting")
         box = self._boxes[correlation_id] = green.Box()
         return box
+
+    @property
+    def fault(self) -> str:
+        """Why no answers can arrive now; "" when they can, or nobody has asked yet."""
+        return self._ear.fault
 
     def forget(self, correlation_id: str) -> None:
         self._boxes.pop(correlation_id, None)
@@ -196,6 +204,10 @@ class Client:
         self._ears.append(ear)
         ear.start()
         return ear
+
+    def fault(self) -> str:
+        """Why calls fail now; "" when nothing is known against them."""
+        return self._answers.fault or self.post.fault or ""
 
     def close(self) -> None:
         self._answers.stop()

@@ -82,14 +82,23 @@ class Service:
         refuse_late(desk.promise, desk.container.service_name)
         return getattr(self, desk.handler)(desk.promise.load_request(request))
 
-    def _hear(self, ear: Hear, news: dict[str, Any], message_id: str, call: context.Call) -> None:
-        handler = getattr(self, ear.handler)
-        with context.use(call):
-            if self.frame.database is None:
-                handler(news, None)
-                return
-            with self.frame.database.write() as session:
-                inbox.once(session, message_id, lambda: handler(news, session))
+    def _hear(self, ear: Hear, news: dict[str, Any], arrival: news_rules.Arrival) -> Exception | None:
+        """The handler's failure, or None. It is returned, not raised: nameko would log it at every try."""
+        with context.use(arrival.call):
+            try:
+                self._digest(getattr(self, ear.handler), news, arrival.id)
+            except Exception as fault:
+                if arrival.tries == 0 and not isinstance(fault, errors.Problem):
+                    _log.exception("an event handler failed", event_name=ear.event.wire, message_id=arrival.id)
+                return fault
+        return None
+
+    def _digest(self, handler: Callable[..., Any], news: dict[str, Any], message_id: str) -> None:
+        if self.frame.database is None:
+            handler(news, None)
+            return
+        with self.frame.database.write() as session:
+            inbox.once(session, message_id, lambda: handler(news, session))
 
 
 def refuse_late(promise: Rpc, service: str) -> None:
@@ -255,19 +264,20 @@ class Hear(messaging.Consumer):
             self._park(arrival, fault)
             return
         finish = partial(self._finish, arrival)
-        args = (self, self.event.load(body), arrival.id, arrival.call)
+        args = (self, self.event.load(body), arrival)
         try:
             self.container.spawn_worker(self, args, {}, handle_result=finish)
         except ContainerBeingKilled:
             self.queue_consumer.requeue_message(message)
 
     def _finish(self, arrival: news_rules.Arrival, _worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
-        if exc_info is None:
+        fault = result if exc_info is None else exc_info[1]
+        if fault is None:
             self.container.config[FRAME].health.heard(self.event.wire, "ok")
             self.queue_consumer.ack_message(arrival.message)
-            return result, exc_info
+            return None, None
         delays = self.container.service_cls.retry_delays
-        why = f"{type(exc_info[1]).__name__}: {exc_info[1]}"
+        why = f"{type(fault).__name__}: {fault}"
         if arrival.tries >= len(delays):
             self._park(arrival, f"failed {arrival.tries + 1} times, at last with {why}")
         else:

@@ -51,6 +51,11 @@ def after(seconds: float, fn: Callable[..., Any], *args: Any) -> Thread:
     return eventlet.spawn_after(seconds, _guarded, fn, *args)
 
 
+def limit(seconds: float) -> Any:
+    """A context that raises TimeoutError inside when it lasts longer; `.cancel()` on its value lifts it."""
+    return eventlet.Timeout(seconds, TimeoutError(f"no answer within {seconds:g} s"))
+
+
 def sleep(seconds: float = 0.0) -> None:
     eventlet.sleep(seconds)
 
@@ -89,9 +94,9 @@ class Box:
         if not self._event.ready():
             self._event.send(value)
 
-    def get(self, timeout: float) -> Any:
+    def get(self, timeout: float | None = None) -> Any:
         """The value, or None after so many seconds."""
-        return self._event.wait(max(timeout, 0))
+        return self._event.wait(None if timeout is None else max(timeout, 0))
 
 
 class Pool:

@@ -17,6 +17,7 @@ from chassis import logs
 
 FRAME = "drystone.frame"  # where the container's configuration keeps it
 HEARTBEAT = 20  # seconds
+SETUP_SECONDS = 20.0  # for connecting, declaring and binding everything
 BEAT = 2.0  # seconds between two looks at heartbeat and stop; also the longest an idle process takes to stop
 BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to connect
 _log = logs.get("bus")
@@ -39,6 +40,7 @@ class Intake(messaging.QueueConsumer):
         super().__init__()
         self.fault = "not connected yet"
         self._connections = 0
+        self._setup: Any = None
 
     def setup(self) -> None:
         self.container.config[FRAME].health.check("bus", lambda: self.fault)
@@ -61,7 +63,8 @@ class Intake(messaging.QueueConsumer):
                 green.sleep(BACKOFF[min(losses, len(BACKOFF) - 1)])
 
     def consume(self, limit: Any = None, timeout: Any = None, safety_interval: Any = 1, **_: Any) -> Iterator[None]:
-        with self.consumer_context() as (connection, _channel, _consumers):
+        self._setup = green.limit(SETUP_SECONDS)
+        with self._setup, self.consumer_context() as (connection, _channel, _consumers):
             while not self.should_stop:
                 self.on_iteration()
                 with contextlib.suppress(TimeoutError):
@@ -93,6 +96,7 @@ class Intake(messaging.QueueConsumer):
         return self._consumers.values()
 
     def on_consume_ready(self, connection: Any, channel: Any, consumers: Any, **kwargs: Any) -> None:
+        self._setup.cancel()
         self._connections += 1
         if self._connections > 1:
             _log.info("connected to the broker again")

@@ -98,14 +98,18 @@ def away(uri: str, fault: Exception) -> Away:
         return Away(f"{where} refuses this user and password", refused=True)
     if isinstance(fault, amqp.NotAllowed):
         return Away(f"{where} refuses this user on this virtual host", refused=True)
-    if isinstance(fault, TimeoutError):
-        return Away(f"nothing answers at {where} within {CONNECT_SECONDS:g} s")
-    if isinstance(fault, socket.gaierror):
-        return Away(f"the name in {where} does not resolve")
+    return Away(_network_reason(where, fault))
+
+
+def _network_reason(where: str, fault: Exception) -> str:
     if isinstance(fault, ConnectionRefusedError):
-        return Away(f"nothing listens at {where}")
+        return f"nothing listens at {where}"
+    if isinstance(fault, socket.gaierror):
+        return f"the name in {where} does not resolve"
+    if isinstance(fault, TimeoutError):
+        return f"nothing answers at {where} in time"
     number = getattr(fault, "errno", None)
-    return Away(f"no connection to {where}: {os.strerror(number) if number else fault or type(fault).__name__}")
+    return f"no connection to {where}: {os.strerror(number) if number else str(fault) or type(fault).__name__}"
 
 
 def ensure_exchange(connection: Any, name: str) -> None:
@@ -132,18 +136,27 @@ class Line:
         self._nacked: list[Letter] = []
         self._returned: set[str] = set()
         self.wrote = False
-        self.channel = self.connection.channel()
-        self.channel.confirm_select()
-        self.channel.events["basic_ack"].add(self._on_ack)
-        self.channel.events["basic_nack"].add(self._on_nack)
-        self.channel.events["basic_return"].add(self._on_return)
+        try:
+            self.channel = self._channel()
+        except BaseException:
+            self.close()
+            raise
+
+    def _channel(self) -> Any:
+        channel = self.connection.channel()
+        channel.confirm_select()
+        channel.events["basic_ack"].add(self._on_ack)
+        channel.events["basic_nack"].add(self._on_nack)
+        channel.events["basic_return"].add(self._on_return)
+        return channel
 
     def usable(self) -> bool:
         """False when it is old or the broker has hung up meanwhile."""
         if time.monotonic() - self.used > IDLE_SECONDS or not self.connection.connected:
             return False
-        readable, _, _ = select.select([self.connection.sock], [], [], 0)
-        return not readable  # nothing is due on an idle line: whatever there is to read is its end
+        poll = select.poll()
+        poll.register(self.connection.sock.fileno(), select.POLLIN)
+        return not poll.poll(0)  # nothing is due on an idle line: whatever there is to read is its end
 
     def send(self, letters: Sequence[Letter], timeout: float) -> None:
         """Publish all, in order, and wait for the confirms. Raises Unroutable, Unconfirmed, or one of FAULTS."""
@@ -244,7 +257,8 @@ class Post:
         except _Broken:
             return None
         try:
-            found = line.count(queue)
+            with green.limit(timeout):
+                found = line.count(queue)
         except FAULTS as fault:
             self._drop(line)  # a look at a queue that is not there costs the channel
             return 0 if isinstance(fault, amqp.NotFound) else None
@@ -256,9 +270,11 @@ class Post:
             line.close()
 
     def _once(self, batch: Sequence[Letter], left: float) -> None:
+        left = max(left, 0.1)
         line = self._take(left)
         try:
-            line.send(batch, max(left, 0.1))
+            with green.limit(left + 1.0):  # a frozen broker answers no declaration either
+                line.send(batch, left)
         except Unroutable:
             self._pool.give(line)
             raise
@@ -293,7 +309,8 @@ class Post:
 
     def _line(self) -> Line:
         try:
-            return Line(self._uri)
+            with green.limit(CONNECT_SECONDS):
+                return Line(self._uri)
         except FAULTS as fault:
             raise away(self._uri, fault) from None
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 import time
 from typing import Any
 
@@ -53,6 +52,9 @@ class Arrival:
         self.routing_key = str(self.headers.get(wire.KEY) if self.retried else message.delivery_info["routing_key"])
         self.key = wire.key_of(event, self.routing_key)
         self.call = wire.from_headers({**self.headers, wire.DEADLINE: None}, self.key)
+        # what came back through the waiting place carries our own user: the first one is kept in a header
+        teller = self.headers.get(wire.TELLER) if self.retried else message.properties.get("user_id")
+        self.teller = str(teller or "")
         tries = self.headers.get(wire.TRIES)
         self.tries = tries if self.retried and isinstance(tries, int) else 0
 
@@ -66,14 +68,14 @@ class Arrival:
             return str(problem)
         if key_field and str(news.get(key_field)) != self.key:
             return f"it speaks for {key_field} {news.get(key_field)} under the key {self.key}"
-        return "" if self.retried else self._forged(strict)
+        return self._forged(strict)
 
     def _forged(self, strict: bool) -> str:
         """An instance speaks for itself only: the broker has validated `user_id`, so it must fit the key.
 
         Without `strict` a user that is none of the instances' (a demo has a single one) may tell anything.
         """
-        user = str(self.message.properties.get("user_id") or "")
+        user = self.teller
         owner = wire.address(self.event.service, self.key)
         an_instance = user.startswith(f"{self.event.service}-")
         if (an_instance or (strict and self.key)) and user != owner:
@@ -82,17 +84,18 @@ class Arrival:
 
     def again(self, delay: float, why: str) -> lines.Letter:
         """A copy that comes back after `delay` seconds."""
-        headers = {**self._kept(), wire.TRIES: self.tries + 1, wire.KEY: self.routing_key, wire.WHY: _short(why)}
+        headers = {**self._kept(), wire.TRIES: self.tries + 1, wire.WHY: _short(why)}
         key = f"{_ms(delay)}.{wire.event_queue(self.event, self.consumer)}"
         return self._copy(wire.wait_exchange(self.consumer), key, headers)
 
     def parked(self, why: str) -> lines.Letter:
         """A copy for the parked messages, under the name of the queue it belongs to."""
-        headers = {**self._kept(), wire.KEY: self.routing_key, wire.WHY: _short(why), "x-drystone-parked": time.time()}
+        headers = {**self._kept(), wire.WHY: _short(why), wire.PARKED: time.time()}
         return self._copy(wire.parked_queue(self.consumer), wire.event_queue(self.event, self.consumer), headers)
 
     def _kept(self) -> dict[str, Any]:
-        return {name: value for name, value in self.headers.items() if re.match("x-drystone-", name)}
+        kept = {name: value for name, value in self.headers.items() if name.startswith("x-drystone-")}
+        return {**kept, wire.KEY: self.routing_key, wire.TELLER: self.teller}
 
     def _copy(self, exchange: str, key: str, headers: dict[str, Any]) -> lines.Letter:
         body = self.message.body

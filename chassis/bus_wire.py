@@ -30,7 +30,9 @@ REQUEST = "x-drystone-request"
 FLOW = "x-drystone-flow"
 USER = "x-drystone-user"
 TRIES = "x-drystone-tries"  # how often a handler has failed on this event
+TELLER = "x-drystone-teller"  # the validated user who told the event, kept likewise
 WHY = "x-drystone-why"  # the last failure, one sentence
+PARKED = "x-drystone-parked"  # when, in epoch seconds
 KEY = "x-drystone-key"  # the event's own routing key, kept while it waits for another try
 
 # An RPC queue outlives its service for this long, so that a restart is not an outage; after it a call to the

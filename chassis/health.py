@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import time
 from collections.abc import Callable, Iterable
@@ -22,7 +23,7 @@ class Health:
         self._checks: dict[str, Callable[[], str]] = {}
         self._warnings: dict[str, Callable[[], str]] = {}
         self._kept: tuple[float, dict[str, Any]] = (0.0, {})
-        self._gauges: list[tuple[prometheus.Gauge, Callable[[], float | None]]] = []
+        self._readings: list[Callable[[], None]] = []
         self._served = self._histogram("drystone_rpc_served_seconds", "requests answered", ("method", "outcome"))
         self._called = self._histogram("drystone_rpc_called_seconds", "requests made", ("service", "method", "outcome"))
         self._heard = self._counter("drystone_events_heard", "events handled", ("event", "outcome"))
@@ -39,7 +40,28 @@ class Health:
 
     def gauge(self, name: str, doc: str, fn: Callable[[], float | None]) -> None:
         """A number that is read when somebody asks; None keeps the last one."""
-        self._gauges.append((prometheus.Gauge(name, doc, registry=self.registry), fn))
+        gauge = prometheus.Gauge(name, doc, registry=self.registry)
+
+        def read() -> None:
+            value = fn()
+            if value is not None:
+                gauge.set(value)
+
+        self._readings.append(read)
+
+    def gauges(
+        self, name: str, doc: str, labels: tuple[str, ...], fn: Callable[[], dict[tuple[str, ...], float]]
+    ) -> None:
+        """Numbers under labels, read when somebody asks; a combination that is gone is gone from the page."""
+        gauge = prometheus.Gauge(name, doc, labels, registry=self.registry)
+
+        def read() -> None:
+            found = fn()
+            gauge.clear()
+            for values, number in found.items():
+                gauge.labels(*values).set(number)
+
+        self._readings.append(read)
 
     def counter(self, name: str, doc: str, labels: Iterable[str] = ()) -> prometheus.Counter:
         return self._counter(name, doc, tuple(labels))
@@ -70,13 +92,9 @@ class Health:
         return report
 
     def metrics(self) -> bytes:
-        for gauge, fn in self._gauges:
-            try:
-                value = fn()
-            except Exception:  # a scrape must show the rest
-                value = None
-            if value is not None:
-                gauge.set(value)
+        for read in self._readings:
+            with contextlib.suppress(Exception):  # a scrape must show the rest
+                read()
         return prometheus.generate_latest(self.registry)
 
     def wsgi(self, environ: dict[str, Any], start_response: Callable[..., Any]) -> list[bytes]:

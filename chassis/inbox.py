@@ -28,5 +28,6 @@ def _remember(session: Session, message_id: str) -> bool:
     dialect = session.get_bind().dialect.name
     insert: Any = postgresql.insert if dialect == "postgresql" else sqlite.insert
     row = insert(inbox).values(message_id=message_id, heard_at=datetime.datetime.now(datetime.UTC))
-    result: Any = session.execute(row.on_conflict_do_nothing())
-    return bool(result.rowcount == 1)
+    # RETURNING, because PostgreSQL's row count is not known here (-1)
+    new = session.execute(row.on_conflict_do_nothing().returning(inbox.c.message_id)).first()
+    return new is not None

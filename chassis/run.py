@@ -37,7 +37,13 @@ def serve(
         _open_database(frame, service_cls.name, package)
     service_cls.prepare(frame)
     _start_flows(service_cls, frame)
-    bus.run_service(service_cls, frame)
+    try:
+        bus.run_service(service_cls, frame)
+    finally:
+        if frame.runner is not None:
+            frame.runner.stop()
+        if frame.database is not None:
+            frame.database.close()
 
 
 def frame_of(service_cls: type[bus.Service], chosen: settings.FrameSettings) -> Frame:
@@ -102,3 +108,17 @@ def _start_flows(service_cls: type[bus.Service], frame: Frame) -> None:
         signal=bus.Signal,
     )
     bus.spawn(frame.runner.loop)
+    frame.health.gauges("drystone_flows", "durable flows", ("kind", "state"), lambda: _flow_counts(frame))
+    frame.health.warn("stuck", lambda: _stuck(_flow_counts(frame)))
+
+
+def _flow_counts(frame: Frame) -> dict[tuple[str, ...], float]:
+    from chassis import steps
+
+    with frame.db.read() as session:
+        return {(kind, state): number for (kind, state), number in steps.counts(session).items()}
+
+
+def _stuck(counts: dict[tuple[str, ...], float]) -> str:
+    stuck = {kind: number for (kind, state), number in counts.items() if state == "stuck" and number}
+    return "; ".join(f"{number:g} {kind} flows are stuck and need a person" for kind, number in stuck.items())
