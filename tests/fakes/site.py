@@ -1,9 +1,9 @@
 """A small site for tests of the snapshots service: inventory played on the real bus, hosts are FakeAgents.
 
-    site = Site(bus); host = site.host(); vm = site.vm(host, disks=2)      # running there
-    site.service(url, folder)                                             # the real service as a process
-    job = site.take(vm); site.end_of(job)["state"] == "done"
-    job = site.remove(snapshot_id); site.end_of(job)
+site = Site(bus); host = site.host(); vm = site.vm(host, disks=2)      # running there
+site.service(url, folder)                                             # the real service as a process
+job = site.take(vm); site.end_of(job)["state"] == "done"
+job = site.remove(snapshot_id); site.end_of(job)
 """
 
 from __future__ import annotations

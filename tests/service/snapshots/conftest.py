@@ -6,6 +6,7 @@ import pathlib
 from collections.abc import Callable, Iterator
 
 import pytest
+
 from tests.fakes.agent import FakeAgent
 from tests.fakes.bus import Bus
 from tests.fakes.process import Process

@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import pathlib
 
+from chassis.database import Database
+from services.snapshots import tables
 from tests.fakes.agent import FakeAgent
 from tests.fakes.schema import assert_migrated
 from tests.fakes.site import Site
-
-from chassis.database import Database
-from services.snapshots import tables
 
 
 def test_migrations_make_the_tables(database: Database) -> None:

@@ -1,0 +1,176 @@
+"""What is decided in each phase of a merge, as tables of looks."""
+
+from __future__ import annotations
+
+import pytest
+
+from contracts import errors
+from services.snapshots import chain
+from services.snapshots.chain import GAP, Do
+from services.snapshots.facts import DiskFacts
+from tests.unit.snapshots.looks import ACTIVE, GIB, INTERNAL, job, look, volume
+
+MERGED = {"headers": {"v3": "v1"}, "qemu": ["v3", "v1"]}
+PIVOTED = {"qemu": ["v2", "v1"], "leaf": "v2"}
+
+COMMIT_INTERNAL = {
+    "nothing runs: ask": (look(), False, Do.ASK),
+    "the job runs": (look(job=job(INTERNAL, 5)), False, Do.WAIT),
+    "a job of other volumes": (look(job=job(ACTIVE, 5)), False, Do.GIVE_UP),
+    "a job that names nothing is foreign before we asked": (
+        look(job=job(INTERNAL, base_id=None, top_id=None)),
+        False,
+        Do.GIVE_UP,
+    ),
+    "a job that names nothing is ours after we asked": (
+        look(job=job(INTERNAL, base_id=None, top_id=None)),
+        True,
+        Do.WAIT,
+    ),
+    "a job that vanished with top still there has failed": (look(), True, Do.GIVE_UP),
+    "everything copied, but the job is still there": (look(job=job(INTERNAL, GIB)), True, Do.WAIT),
+    "the child's header names base": (look(**MERGED), True, Do.GO_ON),
+    "done before we ever looked": (look(**MERGED), False, Do.GO_ON),
+    "libvirt's XML is late": (look(**MERGED, libvirt=["v3", "v2", "v1"]), True, Do.UNKNOWN),
+    "QEMU left top, the header does not say so": (look(qemu=["v3", "v1"]), False, Do.UNKNOWN),
+    "the header is ahead of QEMU's graph": (look(headers={"v3": "v1"}, job=job(INTERNAL, GIB)), True, Do.WAIT),
+    "libvirt still shows a job that QEMU has not": (look(libvirt_job=job(INTERNAL)), True, Do.UNKNOWN),
+    "QEMU and libvirt differ": (look(unsure="shut off, but QEMU lives"), True, Do.UNKNOWN),
+    "the monitor is mute": (look(state="unreachable"), True, Do.UNKNOWN),
+    "the VM stopped before it was done": (look(gone=True), True, Do.GIVE_UP),
+    "the VM stopped after it was done": (look(gone=True, headers={"v3": "v1"}), True, Do.GO_ON),
+    "the guest is paused": (look(state="paused", job=job(INTERNAL, 5)), True, Do.WAIT),
+}
+
+
+@pytest.mark.parametrize(("facts", "started", "do"), COMMIT_INTERNAL.values(), ids=COMMIT_INTERNAL)
+def test_an_internal_commit(facts: DiskFacts, started: bool, do: Do) -> None:
+    assert chain.commit(INTERNAL, facts, started).do is do
+
+
+COMMIT_ACTIVE = {
+    "nothing runs: ask": (look(), False, Do.ASK),
+    "cur == end == 0 right after the start is not ready": (look(job=job(ACTIVE, 0, 0)), True, Do.WAIT),
+    "cur == end == 0 with a mirror that is not ready": (look(job=job(ACTIVE, 0, 0), mirror=True), True, Do.WAIT),
+    "cur == end without a ready mirror is not ready": (
+        look(job=job(ACTIVE, GIB, ready=True), mirror=True),
+        True,
+        Do.WAIT,
+    ),
+    "a ready mirror of libvirt without QEMU's word": (
+        look(job=job(ACTIVE, GIB), mirror=True, mirror_ready=True),
+        True,
+        Do.WAIT,
+    ),
+    "ready": (look(job=job(ACTIVE, GIB, ready=True), mirror=True, mirror_ready=True), True, Do.GO_ON),
+    "ready with nothing to copy": (
+        look(job=job(ACTIVE, 0, 0, ready=True), mirror=True, mirror_ready=True),
+        True,
+        Do.GO_ON,
+    ),
+    "ready while the guest writes": (
+        look(job=job(ACTIVE, GIB - GAP, ready=True), mirror=True, mirror_ready=True),
+        True,
+        Do.GO_ON,
+    ),
+    "ready, but the guest is far ahead": (
+        look(job=job(ACTIVE, GIB - GAP - 1, ready=True), mirror=True, mirror_ready=True),
+        True,
+        Do.WAIT,
+    ),
+    "QEMU writes to base already": (look(**PIVOTED), True, Do.GO_ON),
+    "the job vanished": (look(), True, Do.GIVE_UP),
+    "the job vanished, its mirror is still in the XML": (look(mirror=True), True, Do.UNKNOWN),
+    "the VM stopped": (look(gone=True), True, Do.GIVE_UP),
+    "the VM stopped after the mark": (look(gone=True, leaf="v2", illegal=("v3",)), True, Do.GO_ON),
+}
+
+
+@pytest.mark.parametrize(("facts", "started", "do"), COMMIT_ACTIVE.values(), ids=COMMIT_ACTIVE)
+def test_an_active_commit(facts: DiskFacts, started: bool, do: Do) -> None:
+    assert chain.commit(ACTIVE, facts, started).do is do
+
+
+PIVOT = {
+    "ready: ask": (look(job=job(ACTIVE, GIB, ready=True), mirror=True, mirror_ready=True), Do.ASK),
+    "the mirror vanished": (look(), Do.GIVE_UP),
+    "QEMU writes to base, top is not marked": (look(**PIVOTED), Do.ASK),
+    "marked, but the agent still holds the guest": (
+        look(**PIVOTED, illegal=("v3",), paused_by_pivot=True),
+        Do.ASK,
+    ),
+    "marked, libvirt's XML names the old top": (
+        look(**PIVOTED, illegal=("v3",), libvirt=["v3", "v2", "v1"]),
+        Do.UNKNOWN,
+    ),
+    "marked, libvirt still has the mirror": (look(**PIVOTED, illegal=("v3",), mirror=True), Do.UNKNOWN),
+    "done": (look(**PIVOTED, illegal=("v3",)), Do.GO_ON),
+    "done, and top is gone": (look(**PIVOTED, without=("v3",)), Do.GO_ON),
+    "libvirt lost the VM": (look(**PIVOTED, unsure="libvirt does not know the domain"), Do.UNKNOWN),
+    "QEMU writes to something else": (look(qemu=["v9"]), Do.UNKNOWN),
+    "the VM stopped before the mark: top counts": (look(gone=True), Do.GIVE_UP),
+    "the VM stopped after the mark: base counts": (look(gone=True, leaf="v2", illegal=("v3",)), Do.GO_ON),
+}
+
+
+@pytest.mark.parametrize(("facts", "do"), PIVOT.values(), ids=PIVOT)
+def test_a_pivot(facts: DiskFacts, do: Do) -> None:
+    assert chain.pivot(ACTIVE, facts).do is do
+
+
+def test_an_internal_merge_has_no_pivot() -> None:
+    assert chain.pivot(INTERNAL, look()).do is Do.GO_ON
+
+
+MOVED = {
+    "internal: the header says so": (INTERNAL, look(**MERGED), True),
+    "internal: QEMU still reads top": (INTERNAL, look(headers={"v3": "v1"}), False),
+    "internal: nothing happened": (INTERNAL, look(), False),
+    "internal: the child is missing": (INTERNAL, look(without=("v3",), qemu=["v3", "v1"]), False),
+    "active: QEMU writes to base": (ACTIVE, look(**PIVOTED), True),
+    "active: QEMU writes to top, whatever the mark says": (ACTIVE, look(leaf="v2", illegal=("v3",)), False),
+    "active: no QEMU, the mark names base": (ACTIVE, look(gone=True, leaf="v2"), True),
+    "active: no QEMU, the mark names top": (ACTIVE, look(gone=True), False),
+    "active: the monitor is mute": (ACTIVE, look(state="unreachable", qemu=[], leaf="v2"), False),
+}
+
+
+@pytest.mark.parametrize(("plan", "facts", "moved"), MOVED.values(), ids=MOVED)
+def test_the_way_back_is_closed_once_the_image_moved(plan: chain.MergePlan, facts: DiskFacts, moved: bool) -> None:
+    assert chain.merged(plan, facts) is moved
+
+
+def _child(parent: str, backing: str) -> list[object]:
+    return [volume("v1", None), volume("v2", "v1"), volume("v3", parent, backing_id=backing)]
+
+
+RECORD = {
+    "the child names base twice": (INTERNAL, look(volumes=_child("v1", "v1")), Do.GO_ON),
+    "only its header does": (INTERNAL, look(volumes=_child("v2", "v1")), Do.UNKNOWN),
+    "only its metadata do": (INTERNAL, look(volumes=_child("v1", "v2")), Do.UNKNOWN),
+    "base is missing": (INTERNAL, look(without=("v1",)), Do.UNKNOWN),
+    "active: base is the leaf": (ACTIVE, look(leaf="v2", illegal=("v3",)), Do.GO_ON),
+    "active: the storage's leaf is still top": (ACTIVE, look(), Do.UNKNOWN),
+    "base did not grow": (
+        ACTIVE,
+        look(leaf="v2", volumes=[volume("v2", None), volume("v3", "v2", capacity=20 * GIB)]),
+        Do.UNKNOWN,
+    ),
+    "QEMU and libvirt differ": (ACTIVE, look(leaf="v2", unsure="they differ"), Do.UNKNOWN),
+}
+
+
+@pytest.mark.parametrize(("plan", "facts", "do"), RECORD.values(), ids=RECORD)
+def test_what_was_recorded_is_verified(plan: chain.MergePlan, facts: DiskFacts, do: Do) -> None:
+    assert chain.recorded(plan, facts).do is do
+
+
+def test_a_verdict_says_why() -> None:
+    verdict = chain.commit(INTERNAL, look(), started=True)
+    assert isinstance(verdict.problem, errors.JobFailed)
+    assert "top is still in the chain" in verdict.why
+
+
+def test_bytes_that_came_back_are_never_negative() -> None:
+    assert chain.returned(before=3, base_now=2) == 1
+    assert chain.returned(before=3, base_now=5) == 0
