@@ -1,0 +1,140 @@
+"""What QEMU's monitor says about its block layer, as values. Pure.
+
+The source is `x-debug-query-block-graph` (QEMU >= 4.0): nodes and the edges between them, so that the chain is what
+QEMU really has open and not what a header says, and so that a job's ends are named ("base" or "target", and the
+nodes that it copies from). `query-block` hides both; its file names are `json:{...}` strings.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+Reply = Any  # JSON that the monitor answered
+
+
+@dataclass(frozen=True)
+class Layer:
+    """One volume that QEMU has open in a chain: its format node, its protocol node and the file's name."""
+
+    node: str
+    storage: str
+    path: str
+
+
+@dataclass(frozen=True)
+class Job:
+    """A block job. `base` and `top` are node names, None where the graph does not tell."""
+
+    id: str
+    type: str
+    status: str
+    ready: bool
+    cur: int
+    end: int
+    speed: int
+    base: str | None
+    top: str | None
+
+
+@dataclass(frozen=True)
+class Blocks:
+    """`chains`: by the device's name (it contains the disk's alias), leaf first. `loose`: nodes in no chain."""
+
+    chains: dict[str, tuple[Layer, ...]] = field(default_factory=dict)
+    jobs: tuple[Job, ...] = ()
+    loose: tuple[str, ...] = ()
+
+    def chain(self, alias: str) -> tuple[Layer, ...] | None:
+        """The chain of the device with this alias; None: QEMU has no such device."""
+        return next((chain for name, chain in self.chains.items() if alias in name.split("/")), None)
+
+    def job(self, chain: tuple[Layer, ...]) -> Job | None:
+        """The job that works on this chain; one that is concluded and waits to be dismissed is over."""
+        nodes = {layer.node for layer in chain}
+        working = (job for job in self.jobs if job.status not in ("concluded", "null"))
+        return next((job for job in working if {job.base, job.top} & nodes), None)
+
+
+def read(graph: Reply, named: Reply, block_jobs: Reply, jobs: Reply) -> Blocks:
+    """From the answers to x-debug-query-block-graph, query-named-block-nodes (flat), query-block-jobs, query-jobs."""
+    net = _Net(graph, named)
+    chains = {net.names[id_]: net.chain(id_) for id_ in net.devices()}
+    in_chain = {name for chain in chains.values() for layer in chain for name in (layer.node, layer.storage)}
+    loose = tuple(name for name in net.drivers() if name not in in_chain and not name.startswith("#block"))
+    details = {job["device"]: job for job in block_jobs}
+    found = tuple(_job(net, job, details.get(job["id"], {})) for job in jobs)
+    return Blocks(chains, found, loose)
+
+
+def _job(net: _Net, job: Reply, detail: Reply) -> Job:
+    base, top = net.ends(job["id"])
+    status = str(job["status"])
+    return Job(
+        id=job["id"],
+        type=_TYPES.get(job["type"], job["type"]),
+        status=status,
+        ready=bool(detail.get("ready", status == "ready")),
+        cur=int(job["current-progress"]),
+        end=int(job["total-progress"]),
+        speed=int(detail.get("speed", 0)),
+        base=base,
+        top=top,
+    )
+
+
+_TYPES: dict[str, str] = {"stream": "pull"}
+
+
+class _Net:
+    """The graph with its edges by parent."""
+
+    def __init__(self, graph: Reply, named: Reply) -> None:
+        self.names: dict[int, str] = {node["id"]: node["name"] for node in graph["nodes"]}
+        self._kinds: dict[int, str] = {node["id"]: node["type"] for node in graph["nodes"]}
+        self._below: dict[int, dict[str, list[int]]] = {}
+        for edge in graph["edges"]:
+            self._below.setdefault(edge["parent"], {}).setdefault(edge["name"], []).append(edge["child"])
+        self._files = {node["node-name"]: node["file"] for node in named}
+
+    def devices(self) -> list[int]:
+        """Block backends that belong to a guest's device: the others (of jobs) have no name."""
+        return [id_ for id_, kind in self._kinds.items() if kind == "block-backend" and self.names[id_]]
+
+    def drivers(self) -> list[str]:
+        return [self.names[id_] for id_, kind in self._kinds.items() if kind == "block-driver"]
+
+    def chain(self, device: int) -> tuple[Layer, ...]:
+        """Down from a device; filters (of jobs) have no file of their own and are passed through."""
+        layers: list[Layer] = []
+        node = self._child(device, "root")
+        while node is not None and len(layers) < 10_000:
+            storage = self._child(node, "file")
+            if storage is not None and self._child(storage, "file") is None:
+                layers.append(Layer(self.names[node], self.names[storage], self._files.get(self.names[storage], "")))
+                node = self._child(node, "backing")
+            else:
+                node = storage if storage is not None else self._child(node, "backing")
+        return tuple(layers)
+
+    def ends(self, job_id: str) -> tuple[str | None, str | None]:
+        """base and top of a commit: its base or target, and the highest node that it copies from."""
+        for id_, kind in self._kinds.items():
+            if kind == "block-job" and self.names[id_] == job_id:
+                edges = self._below.get(id_, {})
+                bases = edges.get("base") or edges.get("target") or []
+                sources = edges.get("intermediate node") or edges.get("source") or []
+                return self._name(bases[0] if bases else None), self._name(self._highest(sources))
+        return None, None
+
+    def _highest(self, nodes: list[int]) -> int | None:
+        """The one of these that no other one of these has below it."""
+        lower = {child for node in nodes for child in self._below.get(node, {}).get("backing", [])}
+        return next((node for node in nodes if node not in lower), None)
+
+    def _child(self, node: int, edge: str) -> int | None:
+        children = self._below.get(node, {}).get(edge)
+        return children[0] if children else None
+
+    def _name(self, node: int | None) -> str | None:
+        return None if node is None else self.names[node]

@@ -1,0 +1,174 @@
+"""Begin, adopt, slow down and cancel the block job of a merge. Every ask looks first and may be repeated."""
+
+from __future__ import annotations
+
+import os
+import time
+from typing import Any
+
+import libvirt
+
+from chassis import crash
+from contracts import errors
+from services.hostagent import claims, layout, views
+from services.hostagent.jobs import Jobs
+from services.hostagent.virt import NoDomain
+from services.hostagent.work import Parts, Request
+
+MAX_BACKING = 900  # bytes; a name over 1023 crashes QEMU 7.2
+CANCEL_SECONDS = 20.0
+_FLAGS = libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
+
+
+class Commit:
+    def __init__(self, parts: Parts, jobs: Jobs) -> None:
+        self._parts, self._jobs = parts, jobs
+
+    def start(self, request: Request) -> dict[str, Any]:
+        """Begin the job, or find it begun or done."""
+        with self._parts.turn(request):
+            qemu, libvirt_ = self._parts.sure(request)
+            if request["top_id"] not in qemu.ids and request["base_id"] in qemu.ids:
+                return {}  # merged before
+            self._refuse_other_chain(request, qemu)
+            if qemu.job is not None:
+                self._adopt(request, qemu, libvirt_)
+                return {}
+            self._refuse_trouble(request, qemu)
+            self._jobs.begin(request, libvirt_.target)
+            crash.point("commit.before_ask")
+            self._ask(request, libvirt_)
+            crash.point("commit.after_begin")
+            self._jobs.wake()
+        return {}
+
+    def set_bandwidth(self, request: Request) -> dict[str, Any]:
+        """Change the limit of the running job; without a job there is nothing to limit."""
+        with self._parts.turn(request):
+            qemu, libvirt_ = self._parts.sure(request)
+            if qemu.job is not None:
+                self._speed(request, libvirt_.target)
+        return {}
+
+    def cancel(self, request: Request) -> dict[str, Any]:
+        """End the job without a pivot, and refuse later asks of this flow up to this claim. No job: done."""
+        disk_id = request["disk"]["disk_id"]
+        claims.cancel(self._parts.journal, disk_id, request["claim"])
+        with self._parts.turn(request, check=False):
+            self._jobs.cancelled(disk_id)
+            qemu = self._parts.eyes.qemu(request["vm_id"], request["disk"])
+            if qemu.state == "unreachable":
+                raise errors.VmUnsure(vm_id=request["vm_id"], reason="QEMU's monitor does not answer")
+            if qemu.job is not None:
+                self._abort(request)
+            self._jobs.wake()
+        return {}
+
+    # -- refusals --
+
+    def _refuse_other_chain(self, request: Request, qemu: views.Qemu) -> None:
+        base, top, child, ids = request["base_id"], request["top_id"], request["child_id"], list(qemu.ids)
+        reason = None
+        if base not in ids or top not in ids or ids.index(top) >= ids.index(base):
+            reason = f"QEMU does not have {top} above {base}"
+        elif (ids[ids.index(top) - 1] if ids.index(top) else None) != child:
+            reason = f"QEMU has {ids[ids.index(top) - 1] if ids.index(top) else 'nothing'} above {top}, not {child}"
+        if reason:
+            raise errors.ChainDiffers(disk_id=request["disk"]["disk_id"], reason=reason)
+
+    def _adopt(self, request: Request, qemu: views.Qemu, libvirt_: views.Libvirt) -> None:
+        if qemu.job is None or not qemu.works_on(request["base_id"], request["top_id"]):
+            raise errors.ForeignJob(disk_id=request["disk"]["disk_id"], job=qemu.job.id if qemu.job else "")
+        self._jobs.begin(request, libvirt_.target)
+        if qemu.job.speed != request["bandwidth"]:
+            self._speed(request, libvirt_.target)
+        self._jobs.wake()
+
+    def _refuse_trouble(self, request: Request, qemu: views.Qemu) -> None:
+        disk, ids = request["disk"], list(qemu.ids)
+        folder = layout.domain_path(disk["domain"]["path"], disk["domain"]["id"])
+        for layer, id_ in zip(qemu.layers, ids, strict=True):
+            # a template's volume lies in another image of the same domain: that is no foreign file
+            if id_ is None and not os.path.realpath(layer.path).startswith(os.path.realpath(folder) + os.sep):
+                raise errors.BackingOutside(volume_id=str(ids[0]), backing=layer.path)
+        view = self._parts.storage.volumes(disk["domain"], disk["disk_id"])
+        headers = {volume["volume_id"]: volume.get("backing") or "" for volume in view["volumes"]}
+        first, last = ids.index(request["top_id"]), ids.index(request["base_id"])
+        if request["child_id"]:
+            # the names by which each volume from top to base is called by the one above it
+            length = len(os.fsencode(written_backing([headers.get(ids[i - 1], "") for i in range(first, last + 1)])))
+            if length > MAX_BACKING:
+                raise errors.BackingTooLong(bytes=length)
+        for number in range(first, last + 1):
+            self._refuse_shared(disk, str(ids[number]), ids[number - 1] if number else None)
+
+    def _refuse_shared(self, disk: dict[str, Any], volume_id: str, above: str | None) -> None:
+        """Raises VolumeInUse when anybody but the volume above it in this chain refers to a volume."""
+        by = self._parts.storage.referrers(disk["domain"], disk["disk_id"], volume_id, deadline=60.0)
+        own = f"volume {above} of disk {disk['disk_id']}"
+        others = [one for one in by if one not in (own, f"the metadata of {own}")]
+        if others:
+            raise errors.VolumeInUse(volume_id=volume_id, by=", ".join(sorted(others)[:5]))
+
+    # -- asks --
+
+    def _ask(self, request: Request, libvirt_: views.Libvirt) -> None:
+        paths = dict(zip(libvirt_.ids, libvirt_.paths, strict=True))
+        flags = _FLAGS | (0 if request["child_id"] else libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+        base, top, bandwidth = paths[request["base_id"]], paths[request["top_id"]], request["bandwidth"]
+
+        def begin(domain: Any) -> None:
+            domain.blockCommit(libvirt_.target, base, top, bandwidth, flags)
+
+        try:
+            self._parts.virt.ask(request["vm_id"], "blockCommit", begin, point="commit.after_ask")
+        except NoDomain as lost:
+            raise errors.VmUnsure(vm_id=request["vm_id"], reason=str(lost)) from None
+        except errors.HypervisorRefused:
+            # "a job runs already": a twin of this very ask may have been faster; QEMU knows
+            if not self._parts.eyes.qemu(request["vm_id"], request["disk"]).works_on(
+                request["base_id"], request["top_id"]
+            ):
+                self._jobs.drop(request["disk"]["disk_id"])
+                raise
+
+    def _speed(self, request: Request, target: str) -> None:
+        flag = libvirt.VIR_DOMAIN_BLOCK_JOB_SPEED_BANDWIDTH_BYTES
+        speed = request["bandwidth"]
+        try:
+            self._parts.virt.ask(
+                request["vm_id"], "blockJobSetSpeed", lambda domain: domain.blockJobSetSpeed(target, speed, flag)
+            )
+        except NoDomain as lost:
+            raise errors.VmUnsure(vm_id=request["vm_id"], reason=str(lost)) from None
+
+    def _abort(self, request: Request) -> None:
+        abort(self._parts, request["vm_id"], request["disk"])
+
+
+def abort(parts: Parts, vm_id: str, disk: dict[str, Any]) -> None:
+    """Cancel the disk's job and wait until QEMU has none. Raises VmUnsure, HypervisorAway, HypervisorRefused."""
+    _, libvirt_ = parts.sure({"vm_id": vm_id, "disk": disk})
+    limit = time.monotonic() + CANCEL_SECONDS
+    while (now := parts.eyes.qemu(vm_id, disk)).job is not None:
+        try:
+            parts.virt.ask(vm_id, "blockJobAbort", lambda domain: domain.blockJobAbort(libvirt_.target, 0))
+        except NoDomain as lost:
+            raise errors.VmUnsure(vm_id=vm_id, reason=str(lost)) from None
+        except errors.HypervisorRefused:
+            # it may have ended in the meantime; a job that stays is refused for good after the limit
+            if time.monotonic() > limit:
+                raise
+        if time.monotonic() > limit:
+            raise errors.HypervisorRefused(
+                host_id=parts.place.host_id, action="blockJobAbort", reason=f"QEMU still has job {now.job.id}"
+            )
+        time.sleep(0.05)
+
+
+def written_backing(names: list[str]) -> str:
+    """What libvirt writes into the child after a relative commit: the names from top to base, each folder kept."""
+    result = ""
+    for name in names:
+        result = name if name.startswith("/") else result[: result.rfind("/") + 1] + name
+    return result

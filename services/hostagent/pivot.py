@@ -1,0 +1,317 @@
+"""The pivot: the only moment at which a merge stops the guest, and the only one at which a leaf changes hands.
+
+    journal the pause -> suspend (unless somebody else had) -> ask for the pivot -> look in QEMU's own monitor
+    -> mark top ILLEGAL, durably -> resume -> forget the pause
+
+Nothing is marked before QEMU writes to base: at READY base lags behind. While the guest stands still both volumes
+read the same, so a crash before the mark starts from top and one after it from base. The guest is never resumed while
+the outcome is unknown or the mark is missing. `_drive` looks and does the one thing that comes next, so an ask, a
+repeated ask and an agent that comes back to its own pause all run the same lines.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import Any
+
+import libvirt
+
+from chassis import crash, logs
+from contracts import errors
+from services.hostagent import commit, monitor, process, views
+from services.hostagent.virt import NoDomain
+from services.hostagent.work import Parts, Request
+
+DRIVE_SECONDS = 45.0  # of one ask; the pause stays journalled and is driven on in the background after that
+SETTLE = 0.02  # seconds between looks while QEMU is between two states
+AGAIN = 0.2  # seconds after something did not work
+KEEP_EVERY = 2.0  # seconds between attempts in the background
+AWAY_SECONDS = 10.0  # that the guest stands still for a libvirtd that is away, before its job is cancelled without it
+ASK_SECONDS = 10.0  # of one ask of libvirt while the guest stands still
+LIBVIRT_SECONDS = 5.0  # for libvirt to come back before the guest is resumed without it
+
+Pause = dict[str, Any]
+_log = logs.get("pivot")
+
+
+class _NotYet(Exception):
+    """Nothing was learnt or gained: look again."""
+
+
+class Pivot:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+        self._wake = threading.Event()
+
+    def start(self) -> None:
+        """Finish our own pauses of before, now and whenever an ask leaves one."""
+        threading.Thread(target=self._keep, name="pauses", daemon=True).start()
+
+    def wake(self) -> None:
+        """Something happened to a VM that we paused."""
+        self._wake.set()
+
+    def ask(self, request: Request) -> dict[str, Any]:
+        """contracts.hostagent.Pivoted."""
+        vm_id, disk = request["vm_id"], request["disk"]
+        with self._parts.turn(request):
+            self._finish_old(vm_id, disk)
+            qemu, libvirt_ = self._parts.sure(request)
+            if qemu.leaf == request["base_id"]:
+                self._parts.storage.mark(disk["domain"], disk["disk_id"], request["top_id"], "illegal")
+                return _Times().facts()
+            self._refuse(request, qemu, libvirt_)
+            # space and time are spent now, not while the guest stands still
+            self._parts.storage.prepare_mark(disk["domain"], disk["disk_id"], request["top_id"], "illegal")
+            self._parts.journal.put("pauses", vm_id, _pause(request, qemu, libvirt_))
+            crash.point("pivot.after_journal")
+            try:
+                return self._drive(vm_id, DRIVE_SECONDS).facts()
+            finally:
+                if self._parts.journal.get("pauses", vm_id):
+                    self._wake.set()
+
+    def recover(self, vm_id: str, seconds: float = DRIVE_SECONDS) -> None:
+        """Finish a pause of ours, if there is one."""
+        if self._parts.journal.get("pauses", vm_id):
+            self._drive(vm_id, seconds)
+
+    # -- before --
+
+    def _finish_old(self, vm_id: str, disk: dict[str, Any]) -> None:
+        try:
+            self.recover(vm_id)
+        except (errors.PivotFailed, errors.JobFailed):
+            old = self._parts.journal.get("pauses", vm_id)
+            if old:
+                raise errors.DiskBusy(disk_id=disk["disk_id"], flow_id=old["flow_id"]) from None
+
+    def _refuse(self, request: Request, qemu: views.Qemu, libvirt_: views.Libvirt) -> None:
+        disk_id = request["disk"]["disk_id"]
+        if qemu.leaf != request["top_id"]:
+            raise errors.ChainDiffers(disk_id=disk_id, reason=f"QEMU writes to {qemu.leaf}, not {request['top_id']}")
+        if qemu.job is None:
+            raise errors.JobFailed(disk_id=disk_id, reason="there is no job to pivot")
+        if not qemu.works_on(request["base_id"], request["top_id"]):
+            raise errors.ForeignJob(disk_id=disk_id, job=qemu.job.id)
+        if not (qemu.job.ready and libvirt_.mirror_ready):
+            raise errors.VmWrongState(
+                vm_id=request["vm_id"], state="still copying", action="pivot", needs="at a ready mirror"
+            )
+
+    # -- the drive --
+
+    def _drive(self, vm_id: str, seconds: float) -> _Times:
+        """Until the pause is over. Raises VmUnsure when time runs out (the pause stays), VmStopped, PivotFailed."""
+        limit, times, last = time.monotonic() + seconds, _Times(), "QEMU does not answer"
+        patience = time.monotonic() + AWAY_SECONDS
+        while pause := self._parts.journal.get("pauses", vm_id):
+            try:
+                self._next(pause, times)
+            except _NotYet as nothing:
+                last = str(nothing)
+            except (errors.HypervisorAway, errors.HypervisorRefused, errors.StorageTimeout) as fault:
+                last = str(fault)
+                time.sleep(AGAIN)
+                if isinstance(fault, errors.HypervisorAway) and time.monotonic() > patience:
+                    self._cancel_without_libvirt(pause)
+            if time.monotonic() > limit:
+                raise errors.VmUnsure(vm_id=vm_id, reason=f"the pivot's pause is not over yet: {last}")
+        return times
+
+    def _next(self, pause: Pause, times: _Times) -> None:
+        """Look, and do what comes next."""
+        vm_id = pause["vm_id"]
+        if process.started(pause["pid"]) != pause["started"]:
+            self._forget(pause)
+            raise errors.VmStopped(vm_id=vm_id, action="it was paused for a pivot")
+        qemu = self._parts.eyes.qemu(vm_id, pause["disk"])
+        if qemu.state in ("unreachable", "absent"):
+            time.sleep(SETTLE)
+            raise _NotYet("QEMU's monitor does not answer")
+        if qemu.leaf == pause["base_id"]:
+            self._finish(pause, qemu, times)
+        elif qemu.leaf != pause["top_id"]:
+            time.sleep(AGAIN)
+            raise _NotYet(f"QEMU writes to {qemu.leaf}, which is neither end of the merge")
+        elif qemu.job is None:
+            self._back_on_top(pause, "the job ended without a pivot", failed=True)
+        elif not qemu.job.ready or qemu.job.status != "ready":
+            time.sleep(SETTLE)  # it is just being completed or cancelled
+            raise _NotYet(f"job {qemu.job.id} is {qemu.job.status}")
+        elif pause["tries"] >= self._parts.place.pivot_tries:
+            commit.abort(self._parts, vm_id, pause["disk"])
+            self._back_on_top(pause, pause["reason"], failed=False)
+        else:
+            self._try(pause, qemu, times)
+
+    def _try(self, pause: Pause, qemu: views.Qemu, times: _Times) -> None:
+        """Suspend and ask for the pivot; what came of it is for the next look."""
+        vm_id = pause["vm_id"]
+        if qemu.state == "running":
+            with times.part("suspend_ms"):
+                self._libvirt(pause, "suspend", lambda domain: domain.suspend())
+                if self._status(vm_id) == "running":
+                    raise _NotYet("the guest runs on after a suspend")
+            crash.point("pivot.after_suspend")
+        target, flag = pause["target"], libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
+        try:
+            with times.part("pivot_ms"):
+                self._libvirt(
+                    pause, "blockJobAbort", lambda domain: domain.blockJobAbort(target, flag), "pivot.after_ask"
+                )
+        except errors.HypervisorRefused as fault:
+            tries = pause["tries"] + 1
+            _log.warning("QEMU refused a pivot", vm_id=vm_id, tries=tries, reason=fault.fields["reason"])
+            self._parts.journal.put("pauses", vm_id, {**pause, "tries": tries, "reason": fault.fields["reason"]})
+            time.sleep(SETTLE)
+
+    def _finish(self, pause: Pause, qemu: views.Qemu, times: _Times) -> None:
+        """QEMU writes to base: mark, resume, forget."""
+        crash.point("pivot.after_pivot")
+        disk = pause["disk"]
+        with times.part("mark_ms"):
+            self._parts.storage.mark(disk["domain"], disk["disk_id"], pause["top_id"], "illegal")
+        crash.point("pivot.after_mark")
+        if qemu.state != "running" and not pause["theirs"]:
+            with times.part("resume_ms"):
+                self._resume(pause)
+        crash.point("pivot.after_resume")
+        self._forget(pause)
+        _log.info("the guest writes to base", vm_id=pause["vm_id"], disk_id=disk["disk_id"], **times.facts())
+
+    def _back_on_top(self, pause: Pause, reason: str, *, failed: bool) -> None:
+        """QEMU has no job that could still pivot, and writes to top: nothing is marked, the guest goes on there."""
+        if self._status(pause["vm_id"]) != "running" and not pause["theirs"]:
+            self._resume(pause)
+        self._forget(pause)
+        disk_id = pause["disk"]["disk_id"]
+        if failed:
+            raise errors.JobFailed(disk_id=disk_id, reason=reason)
+        raise errors.PivotFailed(disk_id=disk_id, tries=pause["tries"], reason=reason)
+
+    def _resume(self, pause: Pause) -> None:
+        """By libvirt, repaired first where it lost the VM. Where it stays away the guest is not kept standing: the
+        outcome is known and the mark is durable (or nothing was to be marked), so QEMU may go on by our own monitor.
+        (Not once a VM has a lease that libvirt's lock manager takes at resume: then only libvirt may.)"""
+        vm_id = pause["vm_id"]
+        try:
+            if not self._parts.virt.wait(LIBVIRT_SECONDS):
+                raise self._parts.virt.away(self._parts.virt.fault)
+            try:
+                self._libvirt(pause, "resume", lambda domain: domain.resume())
+            except _NotYet:  # libvirt had lost the VM and has it again
+                self._libvirt(pause, "resume", lambda domain: domain.resume())
+        except (errors.HypervisorAway, errors.HypervisorRefused, errors.VmUnsure, _NotYet) as fault:
+            _log.warning("libvirt does not resume the guest; QEMU is asked", vm_id=vm_id, reason=str(fault))
+        if self._status(vm_id) in ("paused", "io-error"):
+            self._parts.monitors.ask(vm_id, "cont")
+        if self._status(vm_id) == "paused":
+            raise _NotYet("the guest stands still after a resume")
+
+    def _libvirt(self, pause: Pause, what: str, call: Any, point: str = "") -> None:
+        """One ask of libvirt; a VM that it lost is given back to it first."""
+        vm_id = pause["vm_id"]
+        try:
+            self._parts.virt.ask(vm_id, what, call, ASK_SECONDS, point)
+        except NoDomain:
+            if process.started(pause["pid"]) == pause["started"]:
+                self._give_back(pause)
+            raise _NotYet("libvirt had lost the VM") from None
+
+    def _give_back(self, pause: Pause) -> None:
+        try:
+            self._parts.repair.mend(pause["vm_id"])
+        except errors.VmUnsure:
+            self._cancel_without_libvirt(pause)
+            raise
+
+    def _cancel_without_libvirt(self, pause: Pause) -> None:
+        """End the job over our own monitor, so that the outcome is known (no job can pivot any more) and the guest
+        need not stand still for libvirt. After a pivot there is no job, and nothing is done."""
+        vm_id = pause["vm_id"]
+        job = self._parts.eyes.qemu(vm_id, pause["disk"]).job
+        if job is None:
+            return
+        _log.warning("libvirt is away: the job of a pivot is cancelled without it", vm_id=vm_id, job=job.id)
+        with contextlib.suppress(monitor.Mute, monitor.Refused):  # the next look says what came of it
+            self._parts.monitors.ask(vm_id, "block-job-cancel", {"device": job.id, "force": True})
+
+    def _status(self, vm_id: str) -> str:
+        try:
+            return self._parts.monitors.status(vm_id)
+        except (monitor.Mute, monitor.Refused):
+            raise _NotYet("QEMU's monitor does not answer") from None
+
+    def _forget(self, pause: Pause) -> None:
+        self._parts.journal.put("pauses", pause["vm_id"], None)
+
+    # -- in the background --
+
+    def _keep(self) -> None:
+        while True:
+            pauses = self._parts.journal.all("pauses")
+            if not pauses:
+                self._wake.wait()
+            self._wake.clear()
+            for pause in self._parts.journal.all("pauses").values():
+                self._keep_one(pause)
+            if self._parts.journal.all("pauses"):
+                self._wake.wait(KEEP_EVERY)
+
+    def _keep_one(self, pause: Pause) -> None:
+        vm_id = pause["vm_id"]
+        try:
+            flow = pause["flow_id"]
+            with self._parts.disks.hold(pause["disk"]["disk_id"], flow, 60.0), self._parts.vm(vm_id, flow):
+                self.recover(vm_id)
+            _log.info("a pause of ours is over", vm_id=vm_id)
+        except errors.Problem as problem:
+            _log.warning("a pause of ours", vm_id=vm_id, outcome=str(problem))
+        except Exception:
+            _log.exception("a pause of ours could not be finished yet", vm_id=vm_id)
+
+
+class _Times:
+    """How long each part took in all, in milliseconds."""
+
+    def __init__(self) -> None:
+        self._parts = {"suspend_ms": 0.0, "pivot_ms": 0.0, "mark_ms": 0.0, "resume_ms": 0.0}
+
+    def part(self, name: str) -> _Watch:
+        return _Watch(self._parts, name)
+
+    def facts(self) -> dict[str, float]:
+        return {name: round(value, 2) for name, value in self._parts.items()}
+
+
+class _Watch:
+    def __init__(self, parts: dict[str, float], name: str) -> None:
+        self._parts, self._name = parts, name
+
+    def __enter__(self) -> None:
+        self._began = time.perf_counter()
+
+    def __exit__(self, *_: object) -> None:
+        self._parts[self._name] += (time.perf_counter() - self._began) * 1000
+
+
+def _pause(request: Request, qemu: views.Qemu, libvirt_: views.Libvirt) -> Pause:
+    """`theirs`: somebody else had paused the guest before, and resumes it. pid and start time name the QEMU."""
+    if qemu.process is None:
+        raise errors.VmStopped(vm_id=request["vm_id"], action="it was to be paused for a pivot")
+    return {
+        "vm_id": request["vm_id"],
+        "disk": request["disk"],
+        "base_id": request["base_id"],
+        "top_id": request["top_id"],
+        "flow_id": request["claim"]["flow_id"],
+        "target": libvirt_.target,
+        "pid": qemu.process.pid,
+        "started": qemu.process.started,
+        "theirs": qemu.state != "running",
+        "tries": 0,
+        "reason": "",
+    }

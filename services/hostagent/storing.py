@@ -1,0 +1,85 @@
+"""Asks that change volumes on the storage: made under the disk's lock, and only where no QEMU has a say in them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from chassis import crash
+from contracts import errors
+from services.hostagent import process, views
+from services.hostagent.work import TURN_SECONDS, Parts, Request
+
+
+class Storing:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def create_volume(self, request: Request) -> dict[str, Any]:
+        disk_id = request["disk"]["disk_id"]
+        # the same lock as a commit's scan: no child appears between its look and its ask
+        with self._parts.disks.hold(disk_id, f"volume {request['volume_id']}", TURN_SECONDS):
+            return self._parts.storage.create_volume(
+                request["disk"]["domain"],
+                disk_id,
+                request["volume_id"],
+                request["parent_id"],
+                request["capacity"],
+                request["format"],
+                request["description"],
+                deadline=50.0,
+            )
+
+    def delete_domain(self, request: Request) -> dict[str, Any]:
+        self._parts.storage.delete_domain(request["domain"], deadline=25.0)
+        return {}
+
+    def delete_disk(self, request: Request) -> dict[str, Any]:
+        disk_id = request["disk"]["disk_id"]
+        with self._parts.disks.hold(disk_id, "its deletion", TURN_SECONDS):
+            for vm_id in process.everyone():
+                self._refuse_plugged(vm_id, request["disk"])
+            self._parts.storage.delete_image(request["disk"]["domain"], disk_id, deadline=100.0)
+        return {}
+
+    def record_merge(self, request: Request) -> dict[str, Any]:
+        with self._parts.turn(request):
+            top = request["top_id"]
+            self._refuse_open(request, top)
+            self._parts.storage.record_merge(
+                request["disk"]["domain"],
+                request["disk"]["disk_id"],
+                request["base_id"],
+                top,
+                request["child_id"],
+                deadline=25.0,
+            )
+            crash.point("record.after_ask")
+        return {}
+
+    def discard(self, request: Request) -> dict[str, Any]:
+        with self._parts.turn(request):
+            self._refuse_open(request, request["volume_id"])
+            self._parts.storage.discard(
+                request["disk"]["domain"], request["disk"]["disk_id"], request["volume_id"], deadline=110.0
+            )
+            crash.point("discard.after_ask")
+        return {}
+
+    def _refuse_open(self, request: Request, volume_id: str) -> None:
+        """QEMU's own word comes before the storage's: a volume in its chain stays. Raises VolumeInUse, VmUnsure."""
+        vm_id, disk = request.get("vm_id"), request["disk"]
+        if vm_id is None or process.find(vm_id) is None:
+            return
+        qemu, _ = self._sure_or_gone(vm_id, disk)
+        if volume_id in qemu.ids:
+            raise errors.VolumeInUse(volume_id=volume_id, by=f"VM {vm_id}, which runs on it")
+
+    def _sure_or_gone(self, vm_id: str, disk: dict[str, Any]) -> tuple[views.Qemu, views.Libvirt]:
+        try:
+            return self._parts.sure({"vm_id": vm_id, "disk": disk})
+        except (errors.VmStopped, errors.NotFound):
+            return views.Qemu("absent"), views.Libvirt("absent")
+
+    def _refuse_plugged(self, vm_id: str, disk: dict[str, Any]) -> None:
+        if self._parts.eyes.qemu(vm_id, disk).layers:
+            raise errors.VolumeInUse(volume_id=disk["disk_id"], by=f"VM {vm_id}, which runs on it")

@@ -1,0 +1,186 @@
+"""Take a snapshot: every disk's leaf becomes the new volume that was put on it, all at one instant.
+
+The new volumes exist with their metadata before this is asked, so the storage names them as leaves already: an empty
+overlay over the old leaf is right whether or not QEMU switched. An unknown outcome therefore goes forward.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any
+from xml.etree import ElementTree as ET
+
+import libvirt
+
+from chassis import crash, logs
+from contracts import errors
+from services.hostagent import claims, layout, livexml, views
+from services.hostagent.virt import NoDomain
+from services.hostagent.work import TURN_SECONDS, Parts, Request
+
+FREEZE_SECONDS = 10  # that libvirt waits for the guest agent, whatever it was asked
+_FLAGS = (
+    libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
+    | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
+)
+_log = logs.get("switch")
+
+
+class Switch:
+    def __init__(self, parts: Parts) -> None:
+        self._parts = parts
+
+    def ask(self, request: Request) -> dict[str, Any]:
+        """contracts.hostagent.Switched."""
+        with self._turns(request):
+            self._refuse_other_storage(request)
+            down = self._down(request)
+            if down:
+                return {"quiesced": False, "live": False}
+            waiting = self._waiting(request)
+            if not waiting:
+                return {"quiesced": False, "live": True}
+            return {"quiesced": self._switch(request, waiting), "live": True}
+
+    def thaw_left_over(self) -> None:
+        """Thaw guests that an agent before us froze."""
+        for vm_id in self._parts.journal.all("freezes"):
+            self._thaw(vm_id)
+
+    @contextlib.contextmanager
+    def _turns(self, request: Request) -> Iterator[None]:
+        """Every disk, in the order of their ids, then the VM."""
+        flow = request["claim"]["flow_id"]
+        with contextlib.ExitStack() as stack:
+            for disk_id in sorted(entry["disk"]["disk_id"] for entry in request["disks"]):
+                claims.take(self._parts.journal, disk_id, request["claim"])
+                stack.enter_context(self._parts.disks.hold(disk_id, flow, TURN_SECONDS))
+                claims.take(self._parts.journal, disk_id, request["claim"])
+            stack.enter_context(self._parts.vm(request["vm_id"], flow))
+            yield
+
+    def _refuse_other_storage(self, request: Request) -> None:
+        for entry in request["disks"]:
+            disk_id = entry["disk"]["disk_id"]
+            view = self._parts.storage.volumes(entry["disk"]["domain"], disk_id)
+            made = next((one for one in view["volumes"] if one["volume_id"] == entry["volume_id"]), None)
+            if made is None:
+                raise errors.NotFound(kind="volume", id=entry["volume_id"])
+            if made["backing_id"] != entry["parent_id"]:
+                reason = f"{entry['volume_id']} lies on {made['backing_id']}, not on {entry['parent_id']}"
+                raise errors.ChainDiffers(disk_id=disk_id, reason=reason)
+
+    def _down(self, request: Request) -> bool:
+        """Whether no QEMU of this VM lives, and libvirt agrees."""
+        first = request["disks"][0]["disk"]
+        qemu, libvirt_, unsure = self._parts.eyes.both(request["vm_id"], first)
+        if qemu.alive:
+            return False
+        if libvirt_.up:
+            raise errors.VmUnsure(vm_id=request["vm_id"], reason=str(unsure))
+        return True
+
+    def _waiting(self, request: Request) -> list[tuple[dict[str, Any], views.Libvirt]]:
+        """The disks that QEMU has not switched yet. Raises ChainDiffers where it writes to something else."""
+        waiting = []
+        for entry in request["disks"]:
+            qemu, libvirt_ = self._parts.sure({"vm_id": request["vm_id"], "disk": entry["disk"]})
+            if qemu.job is not None:
+                raise errors.DiskBusy(disk_id=entry["disk"]["disk_id"], flow_id=qemu.job.id)
+            if qemu.leaf == entry["parent_id"]:
+                waiting.append((entry, libvirt_))
+            elif qemu.leaf != entry["volume_id"]:
+                reason = f"QEMU writes to {qemu.leaf}, not {entry['parent_id']}"
+                raise errors.ChainDiffers(disk_id=entry["disk"]["disk_id"], reason=reason)
+        return waiting
+
+    def _switch(self, request: Request, waiting: list[tuple[dict[str, Any], views.Libvirt]]) -> bool:
+        vm_id = request["vm_id"]
+        live = livexml.read(self._look(vm_id))
+        quiesced = self._freeze(request, live.agent_connected)
+        try:
+            xml = snapshot_xml({libvirt_.target: entry for entry, libvirt_ in waiting}, live)
+            crash.point("switch.before_ask")
+            self._create(vm_id, xml, waiting)
+            crash.point("switch.after_create")
+        finally:
+            if quiesced:
+                self._thaw(vm_id)
+        return quiesced
+
+    def _look(self, vm_id: str) -> str:
+        try:
+            return self._parts.virt.look(vm_id, "look", lambda domain: domain.XMLDesc(0))
+        except NoDomain:
+            raise errors.VmUnsure(vm_id=vm_id, reason="libvirt has lost the VM") from None
+
+    def _create(self, vm_id: str, xml: str, waiting: list[tuple[dict[str, Any], views.Libvirt]]) -> None:
+        def create(domain: Any) -> None:
+            domain.snapshotCreateXML(xml, _FLAGS)
+
+        try:
+            self._parts.virt.ask(vm_id, "snapshotCreateXML", create, point="switch.after_ask")
+        except NoDomain:
+            raise errors.VmUnsure(vm_id=vm_id, reason="libvirt has lost the VM") from None
+        except errors.HypervisorRefused:
+            switched = [
+                self._parts.eyes.qemu(vm_id, entry["disk"]).leaf == entry["volume_id"] for entry, _ in waiting
+            ]
+            if not all(switched):
+                raise
+
+    # -- the guest's file systems --
+
+    def _freeze(self, request: Request, connected: bool) -> bool:
+        """Whether they stand still now. The journal knows it before the guest does."""
+        vm_id, wish = request["vm_id"], request["quiesce"]
+        if wish == "never" or (wish == "auto" and not connected):
+            return False
+        if not connected:
+            raise errors.QuiesceFailed(vm_id=vm_id, reason="no guest agent is connected")
+        self._parts.journal.put("freezes", vm_id, {"vm_id": vm_id})
+        crash.point("switch.after_freeze_journal")
+        try:
+            self._parts.virt.ask(vm_id, "fsFreeze", _freeze)
+        except (errors.HypervisorRefused, errors.HypervisorAway, NoDomain) as fault:
+            self._thaw(vm_id)
+            if wish == "required":
+                raise errors.QuiesceFailed(vm_id=vm_id, reason=str(fault)) from None
+            return False
+        return True
+
+    def _thaw(self, vm_id: str) -> None:
+        try:
+            self._parts.virt.ask(vm_id, "fsThaw", lambda domain: domain.fsThaw())
+        except NoDomain:
+            pass
+        except errors.HypervisorRefused as fault:
+            _log.warning("the guest agent did not thaw", vm_id=vm_id, reason=str(fault))
+        except errors.HypervisorAway as fault:
+            _log.warning("libvirt is away: thawed at its return", vm_id=vm_id, reason=str(fault))
+            return
+        self._parts.journal.put("freezes", vm_id, None)
+
+
+def _freeze(domain: Any) -> None:
+    domain.agentSetResponseTimeout(FREEZE_SECONDS)
+    domain.fsFreeze()
+
+
+def snapshot_xml(chosen: dict[str, dict[str, Any]], live: livexml.LiveDomain) -> str:
+    """`chosen`: by target, the NewLeaf. Disks left out of the list would be snapshotted too: they are named 'no'."""
+    root = ET.Element("domainsnapshot")
+    disks = ET.SubElement(root, "disks")
+    for disk in live.disks:
+        entry = chosen.get(disk.target)
+        element = ET.SubElement(disks, "disk", name=disk.target, snapshot="external" if entry else "no")
+        if entry:
+            domain, disk_id = entry["disk"]["domain"], entry["disk"]["disk_id"]
+            path = layout.volume_path(domain["path"], domain["id"], disk_id, entry["volume_id"])
+            element.set("type", "file")
+            ET.SubElement(element, "driver", type="qcow2")
+            ET.SubElement(element, "source", file=path)
+    return ET.tostring(root, encoding="unicode")
