@@ -49,6 +49,8 @@ class Collection(Generic[T]):
     def page(self, after: str | None = None, limit: int = 100, **filters: Any) -> Page[T]:
         query = {"after": after, "limit": limit, **filters}
         body = self._client.send("GET", self._path, query={k: v for k, v in query.items() if v is not None})
+        if "items" not in body:
+            raise foreign(httpx.codes.OK)
         return Page(body["items"], body["next"], body["total"])
 
     def all(self, limit: int = 1000, **filters: Any) -> Iterator[T]:
@@ -211,7 +213,8 @@ class Client:
                     source.response.read()
                     raise problem_of(source.response)
                 for event in source.iter_sse():
-                    yield cast("facts.News", {"id": event.id, **json.loads(event.data)})
+                    if event.data:  # the first frame only says how soon to come back
+                        yield cast("facts.News", {"id": event.id, **json.loads(event.data)})
         except httpx.HTTPError as fault:
             raise self._unreachable(fault) from None
 
@@ -240,7 +243,15 @@ class Client:
             raise self._unreachable(fault) from None
         if not answer.is_success:
             raise problem_of(answer)
-        return answer.json() if answer.content else None
+        if answer.status_code == httpx.codes.NO_CONTENT:
+            return None
+        try:
+            found = answer.json()
+        except ValueError:
+            raise problem_of(answer) from None
+        if not isinstance(found, dict) or not {"id", "items", "status", "disk_id"} & set(found):
+            raise problem_of(answer)
+        return found
 
     def _unreachable(self, fault: Exception) -> Unreachable:
         said = str(fault) or type(fault).__name__
@@ -257,9 +268,13 @@ def problem_of(answer: httpx.Response) -> ApiError:
     except ValueError:
         problem = None
     if not isinstance(problem, dict) or "code" not in problem:
-        detail = f"Something that is not Drystone's API answered with HTTP status {answer.status_code}."
-        problem = {"code": "not_drystone", "detail": detail, "hint": "Check the address.", "status": answer.status_code}
+        return foreign(answer.status_code)
     return ApiError(answer.status_code, problem)
+
+
+def foreign(status: int) -> ApiError:
+    detail = f"Something that is not Drystone's API answered with HTTP status {status}."
+    return ApiError(status, {"code": "not_drystone", "detail": detail, "hint": "Check the address.", "status": status})
 
 
 def _may_pass(fault: ApiError | Unreachable) -> bool:

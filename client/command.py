@@ -41,6 +41,7 @@ verb(app, "health")(config.health)
 @app.callback()
 def options(
     ctx: typer.Context,
+    *,
     address: Annotated[str | None, typer.Option(help="The gateway, like http://127.0.0.1:8480.")] = None,
     token: Annotated[str | None, typer.Option(help="Others can see it in the list of processes.")] = None,
     token_file: Annotated[str | None, typer.Option(help="File that holds the token.")] = None,

@@ -35,6 +35,7 @@ def make(settings: GatewaySettings, tokens: auth.Tokens, client: door.Caller, ri
     app = Flask("gateway", static_folder=None)
     app.config.update(MAX_CONTENT_LENGTH=settings.body_limit)
     app.json.sort_keys = False  # type: ignore[attr-defined]
+    app.wsgi_app = _measured(app.wsgi_app)  # type: ignore[method-assign]
     app.before_request(lambda: door.admit(tokens))
     app.after_request(_stamp)
     app.register_error_handler(errors.Problem, problems.answer)
@@ -44,6 +45,17 @@ def make(settings: GatewaySettings, tokens: auth.Tokens, client: door.Caller, ri
         _add(app, route.method, route.rule, route.name, door.view(route, client))
     _add_own(app, client, ring)
     return app
+
+
+def _measured(app: Callable[..., Any]) -> Callable[..., Any]:
+    """Eventlet's input ends where a chunked body ends; unless told, Werkzeug takes such a body for an empty one."""
+
+    def run(environ: dict[str, Any], start_response: Any) -> Any:
+        if environ.get("HTTP_TRANSFER_ENCODING", "").lower() == "chunked":
+            environ["wsgi.input_terminated"] = True
+        return app(environ, start_response)
+
+    return run
 
 
 def _add(app: Flask, method: str, rule: str, name: str, view: Callable[..., Any]) -> None:

@@ -48,7 +48,11 @@ def _of_service(service: str) -> None:
     if service not in SERVICES:
         raise errors.NotFound(f"There is no service {service!r}.", f"There are {', '.join(SERVICES)}.")
     asked = subprocess.run(
-        [sys.executable, "-m", "chassis.show", SERVICES[service]], capture_output=True, text=True, timeout=30
+        [sys.executable, "-m", "chassis.show", SERVICES[service]],
+        check=False,
+        capture_output=True,
+        text=True,
+        timeout=30,
     )
     if asked.returncode:
         raise errors.BadSettings((asked.stderr or asked.stdout).strip().rpartition("Traceback")[2][-2000:])

@@ -67,12 +67,14 @@ def respond(route: Route, reply: dict[str, Any]) -> Response:
 def body() -> dict[str, Any]:
     """The request's JSON object; no body at all is an empty one. Raises BadBody, UnsupportedMedia."""
     raw = request.get_data(cache=False)
+    if request.content_length is None and len(raw) >= (request.max_content_length or len(raw) + 1):
+        raise errors.BodyTooLarge(limit=request.max_content_length)  # Werkzeug cuts a chunked body off at the limit
     if not raw:
         return {}
     if request.mimetype != "application/json":
         raise errors.UnsupportedMedia(type=request.mimetype or "unnamed")
     try:
-        found = json.loads(raw, parse_constant=_no_constant)
+        found = json.loads(raw.decode(), parse_constant=_no_constant)
     except RecursionError:
         raise errors.BadBody(reason=f"it is nested deeper than {DEEP} levels") from None
     except ValueError as fault:  # JSONDecodeError and UnicodeDecodeError are ValueErrors
