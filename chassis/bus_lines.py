@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import select
 import socket
 import time
 import uuid
@@ -14,6 +13,7 @@ from typing import Any
 
 import amqp
 import kombu
+from eventlet import patcher
 
 from chassis import bus_green as green
 from chassis import settings as _settings
@@ -23,6 +23,9 @@ FAULTS: tuple[type[Exception], ...] = (amqp.AMQPError, OSError, EOFError, Attrib
 
 CONNECT_SECONDS = 3.0
 IDLE_SECONDS = 120.0  # a line that was idle for longer is replaced: firewalls forget connections silently
+
+
+_select: Any = patcher.original("select")  # eventlet takes poll() away; it is only used without waiting
 
 
 class Away(Exception):
@@ -154,8 +157,8 @@ class Line:
         """False when it is old or the broker has hung up meanwhile."""
         if time.monotonic() - self.used > IDLE_SECONDS or not self.connection.connected:
             return False
-        poll = select.poll()
-        poll.register(self.connection.sock.fileno(), select.POLLIN)
+        poll = _select.poll()
+        poll.register(self.connection.sock.fileno(), _select.POLLIN)
         return not poll.poll(0)  # nothing is due on an idle line: whatever there is to read is its end
 
     def send(self, letters: Sequence[Letter], timeout: float) -> None:
