@@ -32,25 +32,35 @@ class Running:
     door: subprocess.Popen[bytes]
 
     def alive(self) -> bool:
-        return self.door.poll() is None
+        return self.door.poll() is None and proc.state(self.pid) not in ("", "Z")
 
     def signal(self, number: int) -> None:
         if self.alive():
             os.kill(self.pid, number)
+        if number == signal.SIGSTOP:
+            self._wait_for_door("T")
+        if number == signal.SIGCONT:
+            _wake(self.door)
+            self._wait_for_door("S")
+
+    def _wait_for_door(self, letter: str) -> None:
+        """nsenter stops and goes on after its process does, and then thaws it once more: a signal that we send
+        before it is through would be undone."""
+        wait.until("nsenter to follow", lambda: proc.state(self.door.pid) in (letter, "Z", ""), 10, every=0.001)
 
     def end(self, seconds: float = 10.0) -> int:
         """SIGTERM, and SIGKILL when that did not help in time; returns the exit status."""
         if self.alive():
             os.kill(self.pid, signal.SIGTERM)
-            os.kill(self.pid, signal.SIGCONT)  # a stopped process would not notice
+            self.signal(signal.SIGCONT)  # a stopped process would not notice
         try:
-            return self.door.wait(seconds)
-        except subprocess.TimeoutExpired:
+            return reap(self.door, seconds)
+        except wait.NotInTime:
             return self.kill()
 
     def kill(self) -> int:
         self.signal(signal.SIGKILL)
-        return self.door.wait(10)
+        return reap(self.door, 10)
 
 
 @dataclass
@@ -98,9 +108,9 @@ class Room:
             return
         if self.alive():
             os.kill(self.pid, signal.SIGKILL)
-        self._outer.wait(30)
         for door in self._doors:
-            door.wait(30)
+            reap(door, 30)
+        self._outer.wait(30)
         self._doors.clear()
         if self._outer.stdin is not None:
             self._outer.stdin.close()
@@ -159,6 +169,25 @@ class Room:
         folder = self.folder / "log"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.log"
+
+
+def reap(door: subprocess.Popen[bytes], seconds: float) -> int:
+    """Wait for an nsenter whose process was told to end. One that is stopped would never see it, and would hold up
+    the end of the whole room, so it is woken until it has."""
+
+    def look() -> bool:
+        if door.poll() is None:
+            _wake(door)
+        return door.poll() is not None
+
+    wait.until(f"process {door.pid} to end", look, seconds, every=0.01)
+    return int(door.returncode)
+
+
+def _wake(door: subprocess.Popen[bytes]) -> None:
+    """nsenter stops itself when its process is stopped; its SIGCONT thaws the process too."""
+    if door.poll() is None:
+        os.kill(door.pid, signal.SIGCONT)
 
 
 def end_by_name(left: dict[str, int | str], seconds: float = 30.0) -> bool:

@@ -80,6 +80,25 @@ def test_a_frozen_process_still_ends_when_asked(one: room.Room) -> None:
     assert not running.alive()
 
 
+def test_a_frozen_process_goes_on_when_thawed_and_is_seen_to_end(one: room.Room) -> None:
+    running = one.spawn("sleeper", ["sh", "-c", "while :; do sleep 0.01; done"])
+    for _ in range(5):
+        running.signal(signal.SIGSTOP)
+        wait.until("it to stop", lambda: proc.state(running.pid) == "T")
+        running.signal(signal.SIGCONT)
+        wait.until("it to go on", lambda: proc.state(running.pid) != "T")
+    os.kill(running.pid, signal.SIGKILL)
+    wait.until("its end to be seen", lambda: not running.alive())
+
+
+def test_a_room_with_a_frozen_process_ends(one: room.Room) -> None:
+    running = one.spawn("sleeper", ["sleep", "1000"])
+    running.signal(signal.SIGSTOP)
+    wait.until("its door to stop too", lambda: proc.state(running.door.pid) == "T")
+    one.end()
+    assert gone(running.pid)
+
+
 def test_a_pid_of_the_inside_is_found_outside(one: room.Room) -> None:
     pidfile = one.folder / "pid"
     running = one.spawn("shell", ["sh", "-c", f"echo $$ > {pidfile}; exec sleep 1000"])
