@@ -14,7 +14,7 @@ from typing import Any
 
 from chassis import crash
 from contracts import errors
-from services.hostagent import domain, files, layout, scan, volume
+from services.hostagent import domain, files, layout, qcow2, scan, volume
 
 _PARTS = ("", ".lease", ".meta")
 _NAMED = 5  # of those who refer, this many are told
@@ -29,8 +29,9 @@ def discard(domain: Ref, image: str, volume: str) -> None:
         files.guard("discard_volume", place.file(image, volume), place.id),
         files.image_lock(place, image),
     ):
-        if not os.path.isdir(place.image(image)):
+        if not os.path.lexists(place.image(image)):
             return
+        _refuse_no_folder(place.image(image), image)
         if _is_there(place, image, volume):
             _refuse_used(volume, scan.who_refers(scan.survey(place), place, image, volume))
             crash.point("volume.discard.after_scan")
@@ -40,6 +41,12 @@ def discard(domain: Ref, image: str, volume: str) -> None:
 
 def _opened(ref: Ref) -> layout.Place:
     return domain.opened(ref)
+
+
+def _refuse_no_folder(folder: str, image: str) -> None:
+    """A link could lead out of the domain: nothing is deleted through one."""
+    if not stat.S_ISDIR(os.lstat(folder).st_mode):
+        raise errors.ChainBroken(disk_id=image, reason=f"{folder} is not a directory")
 
 
 def _is_there(place: layout.Place, image: str, volume_id: str) -> bool:
@@ -131,12 +138,11 @@ def delete_image(domain: Ref, image: str) -> None:
 
 def _own_files(folder: str, image: str) -> list[str]:
     """The names in an image's folder, all of which must be volumes' files."""
-    if not stat.S_ISDIR(os.lstat(folder).st_mode):
-        raise errors.ChainBroken(disk_id=image, reason=f"{folder} is not a directory")
+    _refuse_no_folder(folder, image)
     names = sorted(os.listdir(folder))
     foreign = [n for n in names if layout.volume_of(n) is None or not _is_file(f"{folder}/{n}")]
     if foreign:
-        by = f"files in its folder that are no volumes: {', '.join(foreign[:_NAMED])}"
+        by = f"files in its folder that are no volumes: {qcow2.shown(', '.join(foreign[:_NAMED]))}"
         raise errors.VolumeInUse(volume_id=image, by=by)
     return names
 

@@ -25,6 +25,7 @@ MAX_VOLUME_BYTES = 512  # what is written; readers take MAX_VOLUME_READ
 MAX_VOLUME_READ = 8 * 1024
 MAX_KEYS = 1000
 MAX_CAPACITY = 2**63 - 1
+MAX_TIME = 253_402_300_799  # the end of the year 9999, in seconds since 1970
 VERSION = 5
 VERSIONS = range(6)
 
@@ -212,7 +213,7 @@ class Volume:
     def created(self) -> int | None:
         """Seconds since 1970."""
         time = self.values.get("CTIME", "")
-        return int(time) if _number(time, 2**40) else None
+        return int(time) if _number(time, MAX_TIME) else None
 
     def having(
         self,

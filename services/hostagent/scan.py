@@ -38,7 +38,12 @@ class Found:
 
     @property
     def words(self) -> str:
-        return f"volume {self.volume} of disk {self.image}" if self.volume else f"the file {self.path}"
+        return f"volume {self.volume} of disk {self.image}" if self.volume else f"the file {self.shown_path}"
+
+    @property
+    def shown_path(self) -> str:
+        """Foreign names may be no text at all."""
+        return qcow2.shown(self.path)
 
 
 @dataclass(frozen=True)
@@ -75,8 +80,8 @@ def scan(domain: Ref) -> dict[str, Any]:
         }
         for image, v in found.volumes
     ]
-    foreign = [{"path": f.path, "backing": f.backing} for f in found.files if f.volume is None]
-    return {"volumes": rows, "foreign": foreign + [{"path": p, "backing": None} for p in found.leaving]}
+    foreign = [{"path": f.shown_path, "backing": f.backing} for f in found.files if f.volume is None]
+    return {"volumes": rows, "foreign": foreign + [{"path": qcow2.shown(p), "backing": None} for p in found.leaving]}
 
 
 def referrers(domain: Ref, image: str, volume: str, but: list[str]) -> dict[str, Any]:
@@ -164,7 +169,7 @@ def _look_at_file(file: Found, found: Survey, raw: bool = False) -> None:
     if facts is None:
         return
     if stat.S_ISLNK(facts.st_mode):
-        found.files.append(Found(file.path, file.inode, backing=os.path.realpath(file.path)))
+        found.files.append(Found(file.path, file.inode, backing=qcow2.shown(os.path.realpath(file.path))))
         found.references.append(Reference(file, inode_of(file.path), os.path.realpath(file.path)))
         return
     if not stat.S_ISREG(facts.st_mode) or raw:

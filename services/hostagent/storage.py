@@ -235,6 +235,7 @@ class _Child:
         self._turn = threading.Lock()
         self._number = 0
         self._rest = b""
+        self._ended = False
         path = os.pathsep.join(p for p in (_ROOT, os.environ.get("PYTHONPATH", "")) if p)
         self._process = subprocess.Popen(
             [sys.executable, "-m", "services.hostagent.storage_child"],
@@ -250,11 +251,15 @@ class _Child:
         if not self._turn.acquire(timeout=max(0.0, limit - time.monotonic())):
             raise _Overdue(hung=False)
         try:
+            if self._ended:
+                raise _Died("it was ended")
             self._number += 1
             self._send({"id": self._number, "op": op, "args": args})
             reply = self._receive(limit)
         finally:
             self._turn.release()
+            if self._ended:
+                self._close()
         if "error" in reply:
             raise errors.from_wire(reply["error"])
         return dict(reply["ok"] or {})
@@ -279,10 +284,7 @@ class _Child:
                 return reply
 
     def _line(self, limit: float) -> bytes:
-        try:
-            pipe = self._output.fileno()
-        except ValueError:
-            raise _Died("it was ended") from None
+        pipe = self._output.fileno()
         poll = select.poll()
         poll.register(pipe, select.POLLIN)
         parts, size = [self._rest], len(self._rest)
@@ -303,24 +305,34 @@ class _Child:
 
     def kill(self) -> None:
         """SIGKILL to the child and what it started; returns at once even if it cannot die yet."""
-        with contextlib.suppress(ProcessLookupError):
-            os.killpg(self._process.pid, signal.SIGKILL)
+        self._ended = True
+        if self._process.poll() is None:
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(self._process.pid, signal.SIGKILL)
         with contextlib.suppress(subprocess.TimeoutExpired):
             self._process.wait(0.2)
         self._close()
 
     def end(self) -> None:
         """Let an idle child go: it ends at the end of its input. A busy or hung one is killed."""
+        self._ended = True
         self._close()
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(1.0)
-        if self._process.poll() is None:
-            self.kill()
+        if self.idle():
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                self._process.wait(1.0)
+        self.kill()
 
     def reaped(self) -> bool:
         return self._process.poll() is not None
 
     def _close(self) -> None:
-        for pipe in (self._input, self._output):
-            with contextlib.suppress(OSError, ValueError):
-                pipe.close()
+        """Close the pipes, unless a thread reads from them: a closed descriptor's number is soon another file's.
+        That thread closes them when it is done."""
+        if not self._turn.acquire(blocking=False):
+            return
+        try:
+            for pipe in (self._input, self._output):
+                with contextlib.suppress(OSError, ValueError):
+                    pipe.close()
+        finally:
+            self._turn.release()

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from contracts import errors
-from services.hostagent import creation, discard, domain, scan, volume
+from services.hostagent import creation, discard, domain, layout, scan, volume
 
 OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "create_domain": domain.create,
@@ -37,9 +37,24 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
 }
 
 
+_IDS = {"image", "volume", "parent", "base", "top", "child"}
+
+
+def _check(args: dict[str, Any]) -> None:
+    """Ids become path names and words become marks: nothing else may, whoever asks."""
+    wrong = {name: ["Not a UUID."] for name in _IDS & set(args) if not layout.is_uuid(args[name] or layout.BLANK)}
+    if not layout.is_uuid(args["domain"]["id"]):
+        wrong["domain"] = ["Its id is not a UUID."]
+    if args.get("legality", "legal") not in layout.LEGALITIES.values():
+        wrong["legality"] = ["Not a mark."]
+    if wrong:
+        raise errors.BadRequest(errors=wrong)
+
+
 def answer(request: dict[str, Any]) -> dict[str, Any]:
     """Run one request; every outcome is an answer."""
     try:
+        _check(request["args"])
         return {"id": request["id"], "ok": OPS[request["op"]](**request["args"]) or {}}
     except errors.Problem as problem:
         return {"id": request["id"], "error": problem.to_wire()}

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -156,3 +158,67 @@ def test_the_names_of_a_range_are_taken_from_the_headers():
     assert chain.backing_names(volumes, "d", "a") == ["c", "b", "a"]
     with pytest.raises(ValueError, match="not below"):
         chain.backing_names(volumes, "a", "d")
+
+
+# -- any history, stopped at any moment -------------------------------------------------------------------
+
+
+class History:
+    """Volumes on a storage while snapshots are taken and merged, in the small steps in which it really happens.
+
+    After every step the rule must name the volume that holds every acknowledged write."""
+
+    def __init__(self) -> None:
+        self.volumes = {"v0": v("v0")}
+        self.line = ["v0"]  # the chain as a guest sees it, base first
+        self.made = 0
+
+    def check(self) -> None:
+        assert chain.find_leaf("d", list(self.volumes.values())).leaf == self.line[-1]
+
+    def change(self, name: str, **changes) -> None:
+        self.volumes[name] = replace(self.volumes[name], **changes)
+        self.check()
+
+    def snapshot(self) -> None:
+        self.made += 1
+        name = f"v{self.made}"
+        self.volumes[name] = v(name, self.line[-1])
+        self.line.append(name)
+        self.check()
+
+    def merge(self, at: int) -> None:
+        """Merge the volume at this place of the line down into the one below it."""
+        base, top = self.line[at - 1 : at + 1]
+        if top == self.line[-1]:
+            self.line.pop()  # from the pivot on, while both read the same, either may be named; the mark decides
+            self.volumes[top] = replace(self.volumes[top], legality="illegal")
+            self.check()
+        else:
+            child = self.line[at + 1]
+            self.line.remove(top)
+            self.change(child, backing=base, backing_name=base)
+            self.change(top, legality="illegal")
+            self.change(child, parent=base)
+
+    def discard(self) -> None:
+        """Delete every dropped volume that nobody refers to."""
+        for name in [n for n, x in self.volumes.items() if x.legality == "illegal"]:
+            if not chain.children(self.volumes.values(), name):
+                del self.volumes[name]
+                self.check()
+
+
+@given(st.lists(st.sampled_from(["snapshot", "merge", "discard"]) | st.integers(1, 20), max_size=40))
+def test_after_any_history_the_marks_name_the_one_leaf(moves):
+    history = History()
+    for move in moves:
+        if move == "snapshot" or len(history.line) == 1:
+            history.snapshot()
+        elif move == "discard":
+            history.discard()
+        else:
+            history.merge(len(history.line) - 1 if move == "merge" else 1 + move % (len(history.line) - 1))
+    history.discard()
+    assert sorted(history.volumes) == sorted(history.line)
+    assert chain.walk("d", list(history.volumes.values()), history.line[-1]) == tuple(reversed(history.line))

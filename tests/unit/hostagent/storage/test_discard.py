@@ -3,12 +3,14 @@ from __future__ import annotations
 import os
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 
 from contracts import errors, hostagent
 from services.hostagent import files, layout
+from services.hostagent.storage import Storage
 from tests.unit.hostagent.storage.room import MiB, qemu_chain, run
 
 DISCARD_POINTS = [
@@ -259,6 +261,28 @@ def test_a_damaged_chain_is_a_row_with_its_problem(disk, storage, domain):
     assert "it ends after 90 bytes" in problems[v2]
 
 
+def test_names_that_are_no_text_are_told_in_text(disk, storage, domain):
+    disk.chain("v1")
+    name = os.fsdecode(b"caf\xe9\n")
+    (disk.folder / name).write_text("")
+    (told,) = [f["path"] for f in storage.scan(domain)["foreign"]]
+    assert told.endswith("caf\\udce9\\x0a")
+    with pytest.raises(errors.VolumeInUse, match="caf") as caught:
+        disk.delete()
+    assert str(caught.value).encode()
+
+
+def test_nothing_is_deleted_through_a_link(disk, tmp_path_factory):
+    _, v2 = dropped(disk)
+    away = tmp_path_factory.mktemp("away") / "image"
+    os.rename(disk.folder, away)
+    os.symlink(away, disk.folder)
+    for ask in (lambda: disk.discard(v2), disk.delete):
+        with pytest.raises(errors.ChainBroken, match="not a directory"):
+            ask()
+    assert len(os.listdir(away)) == 6
+
+
 def test_folders_without_end_stop_the_scan(disk, storage, domain):
     disk.chain("v1")
     os.makedirs(disk.folder.joinpath(*"abcdefghijkl"))
@@ -331,6 +355,36 @@ def test_a_deletion_and_a_creation_in_one_image_exclude_each_other(disk, storage
         thread.join()
     assert sorted(done) == ["create", "discard"]
     assert disk.leaf == ids.v3
+
+
+def test_two_hosts_that_make_the_same_volume_make_one(disk, domain, ids):
+    (v1,) = disk.chain("v1")
+    hosts = [Storage(deadline=30) for _ in range(2)]
+    with ThreadPoolExecutor() as pool:
+        made = list(pool.map(lambda host: host.create_volume(**disk.wanted(ids.v2, v1)), hosts))
+    for host in hosts:
+        host.close()
+    assert made[0] == made[1]
+    assert (disk.leaf, len(disk.files())) == (ids.v2, 6)
+
+
+def test_two_hosts_that_make_two_leaves_make_one(disk, domain, ids):
+    (v1,) = disk.chain("v1")
+    hosts = {ids.v2: Storage(deadline=30), ids.v3: Storage(deadline=30)}
+
+    def make(volume: str) -> str:
+        try:
+            hosts[volume].create_volume(**disk.wanted(volume, v1))
+        except errors.ChainDiffers:
+            return "refused"
+        return volume
+
+    with ThreadPoolExecutor() as pool:
+        outcomes = set(pool.map(make, hosts))
+    for host in hosts.values():
+        host.close()
+    assert outcomes == {"refused", disk.leaf}
+    assert len(disk.files()) == 6
 
 
 def test_waiting_for_an_image_ends(disk, domain, monkeypatch):

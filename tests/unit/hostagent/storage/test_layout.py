@@ -180,8 +180,9 @@ def test_bad_volume_metadata_is_refused_with_the_reason(case):
     assert says in broken(META.replace(old, new))
 
 
-def test_a_creation_time_that_is_none_is_left_out():
-    volume = layout.read_volume(META.replace(b"CTIME=1700000000", b"CTIME=soon"), "/d/v.meta", IMAGE)
+@pytest.mark.parametrize("time", [b"soon", b"-1", b"253402300800", b""])
+def test_a_creation_time_that_is_none_is_left_out(time):
+    volume = layout.read_volume(META.replace(b"CTIME=1700000000", b"CTIME=" + time), "/d/v.meta", IMAGE)
     assert volume.created is None
 
 

@@ -191,3 +191,12 @@ def test_a_child_is_small_and_free_of_the_bus():
     code = "import services.hostagent.storage_child, sys; print(*sys.modules)"
     modules = set(subprocess.check_output(["python3", "-c", code], text=True).split())
     assert not modules & {"marshmallow", "nameko", "kombu", "eventlet", "sqlalchemy", "libvirt", "structlog"}
+
+
+def test_only_ids_become_paths_and_only_marks_become_marks(own, domain, ids):
+    with pytest.raises(errors.BadRequest, match="Not a UUID"):
+        own.delete_image(domain, "../..")
+    with pytest.raises(errors.BadRequest, match="domain"):
+        own.look_domain({**domain, "id": ".."})
+    with pytest.raises(errors.BadRequest, match="Not a mark"):
+        own.mark(domain, ids.disk, ids.v1, "legal\nVOLTYPE=LEAF")
