@@ -22,6 +22,7 @@ from typing import Any
 
 from contracts import errors
 
+CONNECT_PATIENCE = 3.0  # seconds
 MAX_LINE = 256 * 2**20  # a scan of 100,000 volumes takes about 50 MiB
 _CHUNK = 1 << 18
 
@@ -39,7 +40,7 @@ class Caller:
         self._number = 0
 
     def call(self, method: str, request: Message, seconds: float, context: Message | None = None) -> Any:
-        """Raises the Problem that came back, HypervisorAway when it could not be asked, NoAnswer when no answer came
+        """Raises the Problem that came back, ServiceAway when it could not be asked, NoAnswer when no answer came
         (the outcome is unknown)."""
         box = _Box()
         number = self._send(method, request, seconds, context, box)
@@ -64,19 +65,28 @@ class Caller:
             message = {"id": self._number, "method": method, "request": request, "seconds": seconds}
             self._waiting[self._number] = box
             try:
-                self._connected().sendall(_line({**message, "context": context or {}}))
+                connection = self._connected(min(CONNECT_PATIENCE, seconds / 2))
+                connection.sendall(_line({**message, "context": context or {}}))
             except OSError as fault:
                 self._waiting.pop(self._number, None)
                 self._drop(self._socket)
                 # a line that was cut off is never run, so nothing was asked
-                host_id = self._service.removeprefix("hostagent-")
-                raise errors.HypervisorAway(host_id=host_id, reason=f"its hypervisor process: {fault}") from None
+                raise errors.ServiceAway(service=f"The hypervisor process of {self._service}") from fault
             return self._number
 
-    def _connected(self) -> socket.socket:
-        if self._socket is None:
+    def _connected(self, patience: float) -> socket.socket:
+        """A process that is just being started is waited for."""
+        limit = time.monotonic() + patience
+        while self._socket is None:
             made = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-            made.connect(str(self._path))
+            try:
+                made.connect(str(self._path))
+            except OSError:
+                made.close()
+                if time.monotonic() > limit:
+                    raise
+                time.sleep(0.1)
+                continue
             self._socket = made
             threading.Thread(target=self._read, args=(made,), daemon=True).start()
         return self._socket

@@ -126,9 +126,7 @@ class Switch:
         except NoDomain:
             raise errors.VmUnsure(vm_id=vm_id, reason="libvirt has lost the VM") from None
         except errors.HypervisorRefused:
-            switched = [
-                self._parts.eyes.qemu(vm_id, entry["disk"]).leaf == entry["volume_id"] for entry, _ in waiting
-            ]
+            switched = [self._parts.eyes.qemu(vm_id, entry["disk"]).leaf == entry["volume_id"] for entry, _ in waiting]
             if not all(switched):
                 raise
 

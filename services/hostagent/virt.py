@@ -81,9 +81,7 @@ class Virt:
         limit = self._place.look_seconds if seconds is None else seconds
         return self._guard(what, lambda: self._looks.run(what, limit, self._with_domain, vm_id, call))
 
-    def ask(
-        self, vm_id: str, what: str, call: Callable[[Any], T], seconds: float | None = None, point: str = ""
-    ) -> T:
+    def ask(self, vm_id: str, what: str, call: Callable[[Any], T], seconds: float | None = None, point: str = "") -> T:
         """As `look`, in the pool of asks. After HypervisorAway the outcome is unknown. `point` names the crash point
         at which the ask is on its way and its answer is not there."""
         limit = self._place.ask_seconds if seconds is None else seconds

@@ -34,7 +34,9 @@ class Agent:
         self.host = host
         control = str(CONTROL)
         self.place = replace(
-            Place(host.id, str(host.folder / "agent"), libvirt_stop=(control, "stop"), libvirt_start=(control, "start")),
+            Place(
+                host.id, str(host.folder / "agent"), libvirt_stop=(control, "stop"), libvirt_start=(control, "start")
+            ),
             **wishes,
         )
         Path(self.place.state_dir).mkdir(parents=True, exist_ok=True)
