@@ -27,7 +27,7 @@ from deploy.world import Machine, World
 
 MIB = 2**20
 PAUSE = 4.0  # seconds in which the guest writes between two snapshots
-out = Console(highlight=False)
+out = Console(highlight=False, width=None if sys.stdout.isatty() else 110)
 
 
 def main(words: list[str]) -> int:
@@ -140,10 +140,20 @@ def _prove(world: World, vm: Machine, kept: str) -> bool:
     out.print(f"    files of the disk beside its {len(volumes)} volumes: {', '.join(sorted(left)) or 'none'}")
     names = [snapshot["id"] for snapshot in vm.api.snapshots.all(vm_id=vm.id)]
     with _told("Starting it once more from the merged chain; its guest reads everything back first"):
-        vm.start()
+        vm.start(check=True)
+    seen = vm.acks()
+    out.print(f"    the guest read {seen.disks[0].read_back} blocks and found {len(seen.findings())} of them wrong")
     whole = _qemu_img_check(vm)
     out.print(f"    qemu-img check of the volumes that nobody writes to: {'no errors' if whole else 'ERRORS'}")
-    return result.ok and not left and names == [kept] and not vm.acks().findings() and whole and len(volumes) == 2
+    return (
+        result.ok
+        and not left
+        and names == [kept]
+        and seen.disks[0].read_back > 0
+        and not seen.findings()
+        and whole
+        and len(volumes) == 2
+    )
 
 
 def _qemu_img_check(vm: Machine) -> bool:

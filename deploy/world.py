@@ -27,9 +27,18 @@ class Machine:
     disks: list[str]
     log: Path
     domain: Path
+    boot: dict[str, str]
+    options: dict[str, Any]
 
-    def start(self, host_id: str | None = None) -> None:
-        """Start it and wait until its guest has acknowledged something new on every disk."""
+    def start(self, host_id: str | None = None, *, check: bool = False) -> None:
+        """Start it and wait until its guest has acknowledged something new on every disk.
+
+        With `check` the guest first reads back all that it ever wrote.
+        """
+        if check != self.options.get("check", False):
+            self.options["check"] = check
+            boot = {**self.boot, "cmdline": image.cmdline(**self.options)}
+            self.api.vms.change(self.id, self.api.vms.get(self.id)["version"], {"boot": boot})
         before = [self.acks().safe(number) for number in range(len(self.disks))]
         self.api.start_vm(self.id, host_id)
         for number, safe in enumerate(before):
@@ -132,7 +141,7 @@ class World:
         spec = {"name": name, "cluster_id": self.cluster_id, "memory": 128 * MIB, "display": "none", "boot": boot}
         vm = self.api.vms.create(spec)
         made = [self._disk(vm["id"], f"{name}-disk{number + 1}", mib) for number in range(disks)]
-        machine = Machine(self.api, vm["id"], made, log, self.stack.domain / self.domain_id)
+        machine = Machine(self.api, vm["id"], made, log, self.stack.domain / self.domain_id, boot, dict(guest))
         self.machines.append(machine)
         return machine
 

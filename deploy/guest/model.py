@@ -44,6 +44,7 @@ class Disk:
     boots: list[Boot] = field(default_factory=list)
     longest_us: int = 0
     findings: list[str] = field(default_factory=list)
+    read_back: int = 0  # blocks that the guest itself read and judged at its last start with drystone.check=1
 
     @property
     def safe(self) -> int:
@@ -178,6 +179,8 @@ def _take(acks: Acks, word: str, rest: list[str]) -> None:
         disk.boots[-1].safe = int(rest[1])
     elif word == "w":
         disk.longest_us = max(disk.longest_us, int(rest[2]))
+    elif word == "checked":
+        disk.read_back = int(rest[1])
     elif word in ("bad", "error"):
         disk.findings.append(f"the guest saw on disk {' '.join(rest)}")
 

@@ -1,6 +1,6 @@
 """Take a snapshot: every disk's leaf becomes the new volume that was put on it, all at one instant.
 
-The new volumes exist with their metadata before this is asked, so the storage names them as leaves already: an empty
+The new volumes are made with their metadata before QEMU is asked, so the storage names them as leaves already: an empty
 overlay over the old leaf is right whether or not QEMU switched. An unknown outcome therefore goes forward.
 """
 
@@ -36,13 +36,12 @@ class Switch:
     def ask(self, request: Request) -> dict[str, Any]:
         """contracts.hostagent.Switched."""
         with self._turns(request):
-            self._refuse_other_storage(request)
             down = self._down(request)
-            if down:
-                return {"quiesced": False, "live": False}
-            waiting = self._waiting(request)
+            waiting = [] if down else self._waiting(request)
+            for entry in request["disks"]:
+                self._put(entry)
             if not waiting:
-                return {"quiesced": False, "live": True}
+                return {"quiesced": False, "live": not down}
             return {"quiesced": self._switch(request, waiting), "live": True}
 
     def thaw_left_over(self) -> None:
@@ -62,16 +61,22 @@ class Switch:
             stack.enter_context(self._parts.vm(request["vm_id"], flow))
             yield
 
-    def _refuse_other_storage(self, request: Request) -> None:
-        for entry in request["disks"]:
-            disk_id = entry["disk"]["disk_id"]
-            view = self._parts.storage.volumes(entry["disk"]["domain"], disk_id)
-            made = next((one for one in view["volumes"] if one["volume_id"] == entry["volume_id"]), None)
-            if made is None:
-                raise errors.NotFound(kind="volume", id=entry["volume_id"])
-            if made["backing_id"] != entry["parent_id"]:
-                reason = f"{entry['volume_id']} lies on {made['backing_id']}, not on {entry['parent_id']}"
-                raise errors.ChainDiffers(disk_id=disk_id, reason=reason)
+    def _put(self, entry: dict[str, Any]) -> None:
+        """The new volume lies on the leaf, made now or before. Raises NotFound, ChainDiffers and what storage raises."""
+        disk_id, domain = entry["disk"]["disk_id"], entry["disk"]["domain"]
+        new, parent = entry["volume_id"], entry["parent_id"]
+        view = self._parts.storage.volumes(domain, disk_id)
+        there = {one["volume_id"]: one for one in view["volumes"]}
+        if new not in there:
+            if parent not in there:
+                raise errors.NotFound(kind="volume", id=parent)
+            if view["leaf"] != parent:
+                raise errors.ChainDiffers(disk_id=disk_id, reason=f"the leaf is {view['leaf']}, not {parent}")
+        elif there[new]["backing_id"] != parent:
+            reason = f"{new} lies on {there[new]['backing_id']}, not on {parent}"
+            raise errors.ChainDiffers(disk_id=disk_id, reason=reason)
+        # asked for also where it is there: a crash may have left it half made
+        self._parts.storage.create_volume(domain, disk_id, new, parent, there[parent]["capacity"])
 
     def _down(self, request: Request) -> bool:
         """Whether no QEMU of this VM lives, and libvirt agrees."""

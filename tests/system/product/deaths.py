@@ -1,0 +1,91 @@
+"""Removals during which something dies, and the model that says whether anything was lost.
+
+Whatever died, and wherever: the removal ends done or undone with a reason, the guest's acknowledged blocks read back,
+the VM starts, nothing is left behind on the storage, and a second request finds the state.
+"""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from typing import Any
+
+from client.errors import ApiError, Unreachable
+from deploy.stack import wait
+from deploy.world import Machine, World
+
+ENDED = ("done", "undone", "stuck")
+
+
+def end_of(vm: Machine, job_id: str, seconds: float = 120) -> dict[str, Any]:
+    """The job as it ended; services that are away meanwhile are waited for."""
+
+    def look() -> dict[str, Any] | None:
+        try:
+            job = dict(vm.api.jobs.get(job_id))
+        except (ApiError, Unreachable):
+            return None
+        return job if job["state"] in ENDED else None
+
+    return wait.until(f"the end of job {job_id}", look, seconds, every=0.1)
+
+
+def remove_while(vm: Machine, snapshot_id: str, hurt: Callable[[], None]) -> dict[str, Any]:
+    """Ask for a removal and hurt something at once, beside it."""
+    job = vm.api.remove_snapshot(snapshot_id)
+    beside = threading.Thread(target=hurt)
+    beside.start()
+    ended = end_of(vm, job["id"])
+    beside.join(90)
+    return ended
+
+
+def remove_with_crash(world: World, vm: Machine, snapshot_id: str, part: str, point: str) -> dict[str, Any]:
+    """Let `part` kill itself at a crash point of this removal, and start it again."""
+    process = world.stack.process(part)
+    process.crash_at(point)
+    job = vm.api.remove_snapshot(snapshot_id)
+    wait.until(f"{part} to die at {point}", process.crashed, 60, every=0.02)
+    if part.endswith(".agent"):
+        process.kill()  # its child died at the point; now all of it
+    wait.until(f"the end of {part}", lambda: not process.alive(), 10)
+    process.start()
+    return end_of(vm, job["id"])
+
+
+def assert_whole(vm: Machine, *, snapshots: int) -> None:
+    """The guest goes on writing, every acknowledged block reads back, no file is left behind, and the VM starts."""
+    if vm.state() == "running":
+        vm.wait_for_writes(64)
+        vm.power_off()
+    for disk in range(len(vm.disks)):
+        result = vm.check(disk)
+        assert result.ok, result.summary()
+        assert vm.files(disk) == {volume["volume_id"] for volume in vm.chain(disk)}
+        assert len(vm.chain(disk)) == snapshots + 1
+    assert len(list(vm.api.snapshots.all(vm_id=vm.id))) == snapshots
+    vm.start()
+    assert vm.acks().findings() == []
+
+
+def assert_undone_and_repeat(vm: Machine, ended: dict[str, Any], snapshot_id: str) -> None:
+    """If the removal did not come to its end it says why, and asking once more finishes it."""
+    if ended["state"] == "done":
+        return
+    assert ended["state"] == "undone", ended
+    assert ended["reason"]["message"]
+    if vm.state() != "running":
+        wait.until("the VM to be down", lambda: vm.state() == "down", 60)
+        vm.start()
+    assert vm.remove(snapshot_id)["state"] == "done"
+
+
+def after(seconds: float, action: Callable[[], None]) -> Callable[[], None]:
+    """The action, so many seconds later."""
+
+    def later() -> None:
+        time.sleep(seconds)
+        action()
+
+    return later
