@@ -6,6 +6,7 @@ nowhere else, and the host's heartbeats (or a look) settle it.
 
 from __future__ import annotations
 
+import datetime as dt
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,6 +17,8 @@ from services.inventory import hosts, peers, places, powers, store, store_world,
 from services.inventory.scene import Scene
 
 Ask = dict[str, Any]
+# An agent begins nothing after the deadline, but what it began then may take this much longer to show in its lists.
+LATE_START = dt.timedelta(seconds=30)
 # After one of these a VM may run all the same, so the state waits for QEMU's own word.
 _UNSETTLED = (*peers.UNKNOWN, errors.VmWrongState)
 
@@ -55,7 +58,8 @@ def _begin_start(scene: Scene, session: Session, ask: Ask) -> tuple[Ask, Errand 
     _check_disks(plugged)
     nics = store.nics_of(session, vm.id).get(vm.id, [])
     errand = Errand(vm.id, host_id, views.vm_spec(vm, nics, plugged), store_world.power_of(vm))
-    until = vm.asked_until = scene.until(hostagent.start_vm)
+    vm.asked_until = scene.until(hostagent.start_vm)
+    until = vm.asked_until + LATE_START
     hosts.set_power(scene, session, vm, powers.starting(errand.before, host_id, scene.now(), until))
     return store.show(session, vm), errand
 

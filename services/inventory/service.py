@@ -9,7 +9,7 @@ from sqlalchemy.orm import Session
 
 from chassis import bus
 from chassis.frame import Frame
-from contracts import hostagent
+from contracts import errors, hostagent
 from contracts import inventory as contract
 from services.inventory import centers, disks, domains, hosts, runs, store, tables, tidy, vms
 from services.inventory.peers import Peers
@@ -31,6 +31,7 @@ class Inventory(bus.Service):
     def started(cls, frame: Frame) -> None:
         bus.spawn(tidy.watch, frame.own["scene"])
         bus.spawn(tidy.run, frame.own["scene"])
+        bus.spawn(tidy.forget, frame.own["scene"])
 
     @property
     def scene(self) -> Scene:
@@ -47,6 +48,16 @@ class Inventory(bus.Service):
     def _list(self, sort: type[tables.Row], ask: Ask, *columns: str) -> Ask:
         with self.frame.db.read() as session:
             return store.page(session, sort, ask, **{column: ask[column] for column in columns})
+
+    def _delete(self, sort: type[tables.Row], ask: Ask, work: Callable[[], Ask]) -> Ask:
+        """A deletion that is repeated, by the caller or by the broker, is answered like the first."""
+        try:
+            return work()
+        except errors.NotFound as problem:
+            with self.frame.db.read() as session:
+                if problem.fields["id"] == ask["id"] and store.was_deleted(session, sort, ask["id"]):
+                    return {"id": ask["id"]}
+            raise
 
     # -- data centers and clusters ------------------------------------------------------------------------
 
@@ -68,7 +79,7 @@ class Inventory(bus.Service):
 
     @bus.serves(contract.delete_data_center)
     def delete_data_center(self, ask: Ask) -> Ask:
-        return self._write(centers.delete_data_center, ask)
+        return self._delete(tables.DataCenter, ask, lambda: self._write(centers.delete_data_center, ask))
 
     @bus.serves(contract.create_cluster)
     def create_cluster(self, ask: Ask) -> Ask:
@@ -88,7 +99,7 @@ class Inventory(bus.Service):
 
     @bus.serves(contract.delete_cluster)
     def delete_cluster(self, ask: Ask) -> Ask:
-        return self._write(centers.delete_cluster, ask)
+        return self._delete(tables.Cluster, ask, lambda: self._write(centers.delete_cluster, ask))
 
     # -- hosts --------------------------------------------------------------------------------------------
 
@@ -106,7 +117,7 @@ class Inventory(bus.Service):
 
     @bus.serves(contract.delete_host)
     def delete_host(self, ask: Ask) -> Ask:
-        return self._write(hosts.delete, ask)
+        return self._delete(tables.Host, ask, lambda: self._write(hosts.delete, ask))
 
     @bus.hears(hostagent.heartbeat, key="host_id")
     def hear_heartbeat(self, news: Ask, session: Session) -> None:
@@ -132,7 +143,7 @@ class Inventory(bus.Service):
 
     @bus.serves(contract.delete_storage_domain)
     def delete_storage_domain(self, ask: Ask) -> Ask:
-        return domains.delete(self.scene, ask)
+        return self._delete(tables.StorageDomain, ask, lambda: domains.delete(self.scene, ask))
 
     # -- disks --------------------------------------------------------------------------------------------
 
@@ -154,7 +165,7 @@ class Inventory(bus.Service):
 
     @bus.serves(contract.delete_disk)
     def delete_disk(self, ask: Ask) -> Ask:
-        return disks.delete(self.scene, ask)
+        return self._delete(tables.Disk, ask, lambda: disks.delete(self.scene, ask))
 
     # -- VMs ----------------------------------------------------------------------------------------------
 
@@ -176,7 +187,7 @@ class Inventory(bus.Service):
 
     @bus.serves(contract.delete_vm)
     def delete_vm(self, ask: Ask) -> Ask:
-        return vms.delete(self.scene, ask)
+        return self._delete(tables.Vm, ask, lambda: vms.delete(self.scene, ask))
 
     @bus.serves(contract.start_vm)
     def start_vm(self, ask: Ask) -> Ask:

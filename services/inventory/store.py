@@ -48,15 +48,17 @@ KINDS: dict[type[tables.Row], Kind] = {
 
 
 def write(database: Database, work: Callable[[Session], T]) -> T:
-    """Run one transaction. Where two of them made the same thing at once (PostgreSQL), the second is run again and
-    then finds the first one's row, so that the same checks give the answer."""
-    for _ in range(3):
+    """Run one transaction. Where two of them make the same thing at once (PostgreSQL), the second is run again: it
+    then finds the first one's row, and the same checks give the right answer."""
+    for _ in range(2):
         try:
             with database.write() as session:
                 return work(session)
-        except sa.exc.IntegrityError as problem:
-            raced = problem
-    raise raced
+        except (sa.exc.IntegrityError, errors.AlreadyExists, errors.MacTaken):
+            if database.is_sqlite:  # there transactions run one after the other
+                raise
+    with database.write() as session:
+        return work(session)
 
 
 # -- one row ----------------------------------------------------------------------------------------------
@@ -128,9 +130,21 @@ def change(session: Session, row: tables.Row, **fields: Any) -> None:
 
 
 def drop(session: Session, row: tables.Row) -> None:
+    kind = KINDS[type(row)]
     session.delete(row)
+    session.merge(tables.Gone(id=row.id, kind=kind.word, deleted_at=dt.datetime.now(dt.UTC)))
     session.flush()
-    outbox.tell(session, KINDS[type(row)].deleted, {"id": row.id})
+    outbox.tell(session, kind.deleted, {"id": row.id})
+
+
+def was_deleted(session: Session, sort: type[tables.Row], id_: str) -> bool:
+    """Whether there was such a row, not so long ago."""
+    return session.get(tables.Gone, (id_, KINDS[sort].word)) is not None
+
+
+def forget_gone(session: Session, before: dt.datetime) -> None:
+    """No message comes back after so long."""
+    session.execute(sa.delete(tables.Gone).where(tables.Gone.deleted_at < before))
 
 
 def _tell(session: Session, row: tables.Row) -> None:

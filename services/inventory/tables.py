@@ -136,6 +136,15 @@ class Nic(Part):
     linked: Mapped[bool] = mapped_column()
 
 
+class Gone(Part):
+    """What was deleted, so that a repeated (or redelivered) deletion is answered like the first."""
+
+    __tablename__ = "gone"
+    id: Mapped[str] = mapped_column(Id, primary_key=True)
+    kind: Mapped[str] = mapped_column(sa.String(32), primary_key=True)
+    deleted_at: Mapped[dt.datetime] = mapped_column(UtcTime, index=True)
+
+
 for _table in (DataCenter, Cluster, Host, StorageDomain, Vm, Disk):
     sa.Index(f"{_table.__tablename__}_in_order", _table.created_at, _table.id)  # the order of every list
 

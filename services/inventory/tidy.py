@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import datetime as dt
 from collections.abc import Callable
 
 from chassis import context
 from contracts import errors
-from services.inventory import disks, domains, hosts, runs, store_world, tables, vms
+from services.inventory import disks, domains, hosts, runs, store, store_world, tables, vms
 from services.inventory.scene import Scene
+
+GONE_FOR = dt.timedelta(days=7)
 
 
 def watch(scene: Scene) -> None:
@@ -31,6 +34,14 @@ def once(scene: Scene) -> None:
     with context.use(context.new("inventory")):
         _guarded(scene, "settling what is open", lambda: settle(scene))
         _guarded(scene, "looking at the domains", lambda: domains.look_at_sizes(scene))
+
+
+def forget(scene: Scene) -> None:
+    """Drop the memory of what was deleted long ago, once a day, for ever."""
+    while True:
+        before = scene.now() - GONE_FOR
+        _guarded(scene, "forgetting", lambda: scene.write(lambda session: store.forget_gone(session, before)))  # noqa: B023
+        scene.clock.sleep(86_400)
 
 
 def settle(scene: Scene) -> None:

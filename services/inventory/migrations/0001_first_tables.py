@@ -60,6 +60,16 @@ def upgrade() -> None:
         batch_op.create_index("flows_by_subject", ["subject", "kind"], unique=False)
 
     op.create_table(
+        "gone",
+        sa.Column("id", sa.String(length=36), nullable=False),
+        sa.Column("kind", sa.String(length=32), nullable=False),
+        sa.Column("deleted_at", sa.DateTime(timezone=True), nullable=False),
+        sa.PrimaryKeyConstraint("id", "kind"),
+    )
+    with op.batch_alter_table("gone", schema=None) as batch_op:
+        batch_op.create_index(batch_op.f("ix_gone_deleted_at"), ["deleted_at"], unique=False)
+
+    op.create_table(
         "inbox",
         sa.Column("message_id", sa.String(length=64), nullable=False),
         sa.Column("heard_at", sa.DateTime(timezone=True), nullable=False),
@@ -295,6 +305,10 @@ def downgrade() -> None:
         batch_op.drop_index("inbox_by_time")
 
     op.drop_table("inbox")
+    with op.batch_alter_table("gone", schema=None) as batch_op:
+        batch_op.drop_index(batch_op.f("ix_gone_deleted_at"))
+
+    op.drop_table("gone")
     with op.batch_alter_table("flows", schema=None) as batch_op:
         batch_op.drop_index("flows_by_subject")
         batch_op.drop_index("flows_by_state")
