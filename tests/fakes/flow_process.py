@@ -1,6 +1,7 @@
 """A process that runs flows a, b, c (no way back), d on a world: `python -m tests.fakes.flow_process URL FOLDER LEASE`.
 
-It is green like a real service. Ends by signals only.
+It is green like a real service, so nobody may import this module. Step c fails while the file `fail-c` is in the
+world. Ends by signals only.
 """
 
 # ruff: noqa: E402
@@ -14,10 +15,8 @@ import sys
 from chassis import logs
 from chassis.database import Database
 from chassis.steps import Flow, Runner
-from tests.fakes.flows import World
-
-KIND_NAMES = ("a", "b", "c", "d")
-KIND_OPTIONS = {"c": {"no_way_back": True}}
+from contracts import errors
+from tests.fakes.flows import KIND_NAMES, KIND_OPTIONS, World
 
 
 def main(url: str, folder: str, lease: float) -> None:
@@ -27,7 +26,12 @@ def main(url: str, folder: str, lease: float) -> None:
     def keep(flow: Flow) -> None:
         flow.save(seen=flow.claim)
 
+    def fail(flow: Flow) -> None:
+        if (world.folder / "fail-c").exists():
+            raise errors.DiskBusy(disk_id=flow.subject, flow_id="other")
+
     world.after["ask a"] = keep
+    world.before["look c"] = fail
     kind = world.kind(*KIND_NAMES, **KIND_OPTIONS)
     Runner(Database(url), [kind], instance="twin", lease_seconds=lease).loop()
 

@@ -18,6 +18,10 @@ from chassis.steps import Flow, FlowKind, Look, Step
 from chassis.tables import frame
 from contracts import errors
 
+# What tests.fakes.flow_process runs.
+KIND_NAMES = ("a", "b", "c", "d")
+KIND_OPTIONS: dict[str, dict[str, Any]] = {"c": {"no_way_back": True}}
+
 Act = Callable[[Flow], Any]
 
 
