@@ -23,10 +23,10 @@ COLUMNS = (
 )
 
 
-def size_of(text: str) -> int:
-    """An option's size. Raises typer.BadParameter."""
+def size_of(text: str | int) -> int:
+    """An option's size (Typer sends defaults through here too). Raises typer.BadParameter."""
     try:
-        return units.size(text)
+        return units.size(str(text))
     except ValueError as fault:
         raise typer.BadParameter(str(fault)) from None
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import socket
 import threading
 import uuid
 from collections.abc import Iterator
@@ -117,34 +116,3 @@ def test_a_silent_stream_has_heartbeats(door: Door) -> None:
     with httpx.stream("GET", f"{door.address}/api/v1/events", headers=head, params=query, trust_env=False) as stream:
         lines = stream.iter_lines()
         assert any(line.startswith(": still here") for line in lines)
-
-
-def test_a_client_that_does_not_read_is_dropped_and_costs_nothing(door: Door, bus: Bus, client: api.Client) -> None:
-    slow = _stalled(door)
-    listener = start(client, bus)
-    for number in range(300):
-        bus.tell(inventory.data_center_changed, center(f"s{number}", description="x" * 4000))
-    listener.until("s299")
-    assert _rest_of(slow).count(b"\nevent: ") < 300
-
-
-def _stalled(door: Door) -> socket.socket:
-    host, _, port = door.address.removeprefix("http://").partition(":")
-    made = socket.socket()
-    made.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
-    made.settimeout(20)
-    made.connect((host, int(port)))
-    made.sendall(f"GET /api/v1/events HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer {door.token}\r\n\r\n".encode())
-    return made
-
-
-def _rest_of(slow: socket.socket) -> bytes:
-    """Everything until the gateway hangs up, or waits for the next request."""
-    found = b""
-    while not found.endswith(b"\r\n0\r\n\r\n"):
-        part = slow.recv(65536)
-        if not part:
-            break
-        found += part
-    slow.close()
-    return found
