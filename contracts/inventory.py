@@ -4,6 +4,7 @@ The caller picks every id, so that a request repeated with the same id and body 
 id with another body is IdempotencyConflict. Changes name the version that was read (VersionMismatch).
 """
 
+# budget: all that one service promises stands in one file
 from __future__ import annotations
 
 from contracts import errors, hostagent

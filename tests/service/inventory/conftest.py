@@ -22,11 +22,17 @@ from tests.fakes.rabbitmq import Rabbit
 
 GIB = 2**30
 Ask = dict[str, Any]
-QUICK = {"heartbeat_interval": 0.5, "heartbeat_grace": 4, "tidy_interval": 0.5, "facts_interval": 1.0}
+# A grace of 6 s: on a busy machine a fake agent's heartbeat may come seconds late.
+QUICK = {"heartbeat_interval": 0.5, "heartbeat_grace": 12, "tidy_interval": 0.5, "facts_interval": 1.0}
+Start = Callable[..., Process]
 
 
 def new_id() -> str:
     return str(uuid.uuid4())
+
+
+def unique(name: str) -> str:
+    return f"{name}-{uuid.uuid4().hex[:8]}"
 
 
 @pytest.fixture(scope="session")
@@ -42,11 +48,11 @@ def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
         server.end()
 
 
-@pytest.fixture(params=["sqlite", "postgres"])
-def database_url(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> str:
-    """A fresh database of each sort."""
+@pytest.fixture(scope="module", params=["sqlite", "postgres"])
+def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
+    """A fresh database of each sort for a whole file of tests."""
     if request.param == "sqlite":
-        return f"sqlite:///{tmp_path}/inventory.sqlite"
+        return f"sqlite:///{tmp_path_factory.mktemp('inventory')}/inventory.sqlite"
     server: Postgres = request.getfixturevalue("postgres")
     name = f"d{uuid.uuid4().hex}"
     engine = sa.create_engine(server.url(), isolation_level="AUTOCOMMIT")
@@ -56,23 +62,58 @@ def database_url(request: pytest.FixtureRequest, tmp_path: pathlib.Path) -> str:
     return server.url(name)
 
 
-class Site:
-    """One data center with a cluster, seen through the bus; helpers speak the glossary."""
+@pytest.fixture(scope="module")
+def start(rabbit: Rabbit, database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+    """start(crash=...): an inventory on this database; it ends with the file of tests."""
+    folder = tmp_path_factory.mktemp("process")
+    started: list[Process] = []
 
-    def __init__(self, bus: Bus, start: Callable[..., Process]) -> None:
-        self.bus, self._start = bus, start
-        self.process = start()
+    def run(**settings: Any) -> Process:
+        given = {"amqp_uri": rabbit.uri, "database_url": database_url, **QUICK, **settings}
+        process = Process("services.inventory", folder, **given)
+        process.log_path = folder / f"inventory{len(started)}.log"
+        started.append(process.start())
+        process.wait_for_log("started")
+        return process
+
+    yield run
+    for process in started:
+        if process.alive():
+            process.kill()
+
+
+@pytest.fixture(scope="module")
+def served(start: Start) -> list[Process]:
+    """The one process of a file of tests; a test that kills it appends the next one."""
+    return [start()]
+
+
+class Site:
+    """One data center with a cluster, seen through the bus; helpers speak the glossary.
+
+    All tests of a file share the service and its database, so what must be unique there gets a suffix.
+    """
+
+    def __init__(self, bus: Bus, served: list[Process], start: Start) -> None:
+        self.bus, self._served, self._start = bus, served, start
         self.agents: list[FakeAgent] = []
-        self.data_center = self.ask(inventory.create_data_center, id=new_id(), name="dc")
-        self.cluster = self.ask(inventory.create_cluster, id=new_id(), name="cl", data_center_id=self.data_center["id"])
+        self.data_center = self.ask(inventory.create_data_center, id=new_id(), name=unique("dc"))
+        center = self.data_center["id"]
+        self.cluster = self.ask(inventory.create_cluster, id=new_id(), name=unique("cl"), data_center_id=center)
         self.idle_asks = bus.answer(snapshots.check_idle, lambda request: self.idle(request["id"]))
         self.busy: dict[str, errors.Problem] = {}
 
     def ask(self, promise: Rpc, **request: Any) -> Ask:
         return self.bus.call(promise, request)
 
+    @property
+    def process(self) -> Process:
+        return self._served[-1]
+
     def restart(self, **settings: Any) -> None:
-        self.process = self._start(**settings)
+        if self.process.alive():
+            self.process.kill()
+        self._served.append(self._start(**settings))
 
     def idle(self, id_: str) -> Ask:
         if id_ in self.busy:
@@ -85,7 +126,7 @@ class Site:
         """A host whose agent was heard."""
         storage = self.agents[0].world.storage if self.agents else None
         agent = FakeAgent(self.bus, new_id(), storage, interval=0.2, tick=0.05)
-        self.ask(inventory.create_host, id=agent.host_id, name=name, cluster_id=self.cluster["id"])
+        self.ask(inventory.create_host, id=agent.host_id, name=unique(name), cluster_id=self.cluster["id"])
         self.agents.append(agent)
         agent.start()
         self.until(inventory.get_host, agent.host_id, state="up")
@@ -93,7 +134,7 @@ class Site:
 
     def domain(self, name: str = "d1", **more: Any) -> Ask:
         more = {"path": f"/srv/{name}", **more}
-        own = {"id": new_id(), "name": name, "data_center_id": self.data_center["id"]}
+        own = {"id": new_id(), "name": unique(name), "data_center_id": self.data_center["id"]}
         return self.ask(inventory.create_storage_domain, **{**own, **more})
 
     def vm(self, name: str = "vm1", **more: Any) -> Ask:
@@ -140,27 +181,9 @@ class Site:
 
 
 @pytest.fixture
-def settings() -> dict[str, Any]:
-    return dict(QUICK)
-
-
-@pytest.fixture
-def site(
-    rabbit: Rabbit, bus: Bus, database_url: str, tmp_path: pathlib.Path, settings: dict[str, Any]
-) -> Iterator[Site]:
-    started: list[Process] = []
-
-    def start(**more: Any) -> Process:
-        all_settings = {"amqp_uri": rabbit.uri, "database_url": database_url, **settings, **more}
-        process = Process("services.inventory", tmp_path / "inventory", **all_settings)
-        process.log_path = tmp_path / f"inventory{len(started)}.log"
-        started.append(process.start())
-        process.wait_for_log("started")
-        return process
-
-    made = Site(bus, start)
+def site(bus: Bus, served: list[Process], start: Start) -> Iterator[Site]:
+    if not served[-1].alive():  # an earlier test failed while it was dead
+        served.append(start())
+    made = Site(bus, served, start)
     yield made
     made.end()
-    for process in started:
-        if process.alive():
-            process.kill()

@@ -1,0 +1,77 @@
+"""The service dies by SIGKILL in the middle of its work, and whatever it was is finished afterwards."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from typing import Any
+
+import pytest
+
+from contracts import errors, inventory
+from contracts.promise import Rpc
+from tests.service.inventory.conftest import GIB, Site, new_id, unique
+
+
+@pytest.mark.parametrize("moment", ["before_ask", "after_ask"])
+@pytest.mark.parametrize("work", ["create_domain", "create_disk", "delete_disk", "delete_domain"])
+def test_whatever_the_service_dies_in_is_finished(site: Site, work: str, moment: str) -> None:
+    agent, domain = site.host(), site.domain()
+    disk = site.disk(domain) if work == "delete_disk" else {}
+    promise, request, state = _work(site, work, domain, disk)
+    site.restart(crash=f"inventory.{work}.{moment}")
+    site.until(inventory.get_host, agent.host_id, state="up")
+    asking = threading.Thread(target=_answered_or_not, args=(site, promise, request))
+    asking.start()
+    assert site.process.wait() == -9
+    site.restart()
+    asking.join()
+    answer = site.ask(promise, **request)
+    assert answer.get("state") == state
+    assert len(agent.world.storage.images) == (work == "create_disk")
+
+
+def _work(site: Site, work: str, domain: Any, disk: Any) -> tuple[Rpc, dict[str, Any], str | None]:
+    if work == "create_domain":
+        new = {"id": new_id(), "name": unique("d"), "data_center_id": site.data_center["id"], "path": "/srv/d2"}
+        return inventory.create_storage_domain, new, "active"
+    if work == "create_disk":
+        new = {"id": new_id(), "alias": "disk1", "domain_id": domain["id"], "capacity": GIB}
+        return inventory.create_disk, new, "ok"
+    row, promise = (disk, inventory.delete_disk) if work == "delete_disk" else (domain, inventory.delete_storage_domain)
+    return promise, {"id": row["id"], "version": row["version"]}, None
+
+
+def _answered_or_not(site: Site, promise: Rpc, request: dict[str, Any]) -> None:
+    """The broker gives the request to the next process, which may answer in time."""
+    with contextlib.suppress(errors.NoAnswer, errors.Late):
+        site.bus.call(promise, request, deadline=4)
+
+
+def test_a_service_that_comes_back_does_not_call_its_hosts_silent(site: Site) -> None:
+    agent, vm = site.host(), site.vm()
+    site.ask(inventory.start_vm, id=vm["id"])
+    heard = site.bus.expect(inventory.host_changed)
+    site.process.kill()
+    time.sleep(7)
+    site.restart()
+    time.sleep(3)
+    assert site.get_vm(vm)["state"] == "running"
+    assert [news for news in heard.news if (news["id"], news["state"]) == (agent.host_id, "non_responsive")] == []
+
+
+def test_a_start_in_which_the_service_dies_is_settled_afterwards(site: Site) -> None:
+    site.restart(crash="inventory.start_vm.after_ask")
+    agent, vm = site.host(), site.vm()
+    asking = threading.Thread(target=_ignore_no_answer, args=(site, vm))
+    asking.start()
+    assert site.process.wait() == -9
+    site.restart()
+    site.vm_becomes(vm, "running", host_id=agent.host_id)
+    asking.join()
+
+
+def _ignore_no_answer(site: Site, vm: dict[str, object]) -> None:
+    with contextlib.suppress(errors.NoAnswer, errors.Late):
+        site.bus.call(inventory.start_vm, {"id": vm["id"]}, deadline=5)
