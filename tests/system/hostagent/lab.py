@@ -89,6 +89,9 @@ class Agent:
             return dict(json.loads(self.place.journal.read_text()))
         return {}
 
+    def log(self) -> str:
+        return self.host.room.log_file("hypervisor").read_text(errors="replace")
+
     def rss_mib(self) -> float:
         for line in Path(f"/proc/{self.running.pid}/status").read_text().splitlines():
             if line.startswith("VmRSS:"):
