@@ -111,6 +111,10 @@ class World:
     domain_id: str = ""
     machines: list[Machine] = field(default_factory=list)
 
+    def close(self) -> None:
+        """Close the connections to the API; everything stays as it is."""
+        self.api.close()
+
     @classmethod
     def of(cls, stack: Stack) -> World:
         """Furnish it and wait until every host is up."""

@@ -1,5 +1,6 @@
 """A furnished stack for a whole module: what one test hurts it has to heal."""
 
+import contextlib
 import itertools
 from collections.abc import Callable, Iterator
 
@@ -11,14 +12,14 @@ from deploy.world import Machine, World
 
 @pytest.fixture(scope="module")
 def world() -> Iterator[World]:
-    with Stack() as stack:
-        yield World.of(stack)
+    with Stack() as stack, contextlib.closing(World.of(stack)) as furnished:
+        yield furnished
 
 
 @pytest.fixture(scope="module")
 def two_hosts_world() -> Iterator[World]:
-    with Stack(hosts=2) as stack:
-        yield World.of(stack)
+    with Stack(hosts=2) as stack, contextlib.closing(World.of(stack)) as furnished:
+        yield furnished
 
 
 @pytest.fixture
