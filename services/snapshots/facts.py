@@ -110,7 +110,7 @@ class DiskFacts:
         """Why nothing may be concluded from this look, or None."""
         if self.qemu.state == "unreachable":
             return "a QEMU process lives, but its monitor does not answer"
-        return self.unsure
+        return None if self.unsure is None else self.unsure or "QEMU and libvirt differ"
 
 
 def read(told: Mapping[str, Any]) -> DiskFacts:

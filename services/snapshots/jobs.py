@@ -162,12 +162,15 @@ def progress(
 
 
 def sum_up(session: Session, removal_id: str, now: datetime.datetime, *, force: bool = False) -> None:
-    """A removal shows the sum of its merges, at most once a second unless forced."""
+    """A removal has the sum of its merges, and tells it at most once a second unless forced."""
     row = store.job(session, removal_id)
+    if not row.open:
+        return
     late = row.told_at is None or (now - row.told_at).total_seconds() >= EVERY * 0.9
-    if row.open and (late or force):
-        parts = store.children(session, removal_id)
-        tell(session, store.change(session, removal_id, **sums(parts), told_at=now))
+    told_at = now if late or force else row.told_at
+    row = store.change(session, removal_id, **sums(store.children(session, removal_id)), told_at=told_at)
+    if late or force:
+        tell(session, row)
 
 
 def sums(parts: list[JobRow]) -> dict[str, int]:

@@ -35,8 +35,8 @@ class Merge:
             Step("extend", self.extended, self.extend),
             Step("commit", self.committed, self.commit, undo=self.cancel, patience=1.0),
             Step("pivot", self.pivoted, self.pivot, undo=self.stay, no_way_back=True),
-            Step("record", self.recorded, self.record, tries=10),
-            Step("discard", self.discarded, self.discard, tries=20),
+            Step("record", self.recorded, self.record),
+            Step("discard", self.discarded, self.discard, tries=8),
         )
         return FlowKind(NAME, steps, self.moved)
 
@@ -196,14 +196,13 @@ class Merge:
         row = self._row(flow)
         try:
             seen = self._look_at(flow, row)
-            if seen.qemu.state != "absent":
-                return row, seen
         except (Unknown, errors.ServiceAway, errors.NoAnswer):
-            seen = None
-        moved = self._follow(flow, row, silent=seen is None)
-        if moved is None:
-            return row, seen or self._look_at(flow, row)
-        return moved, self._look_at(flow, moved)
+            moved = self._follow(flow, row, silent=True)
+            if moved is None:
+                raise
+            return moved, self._look_at(flow, moved)
+        moved = self._follow(flow, row, silent=False) if seen.qemu.state == "absent" else None
+        return (row, seen) if moved is None else (moved, self._look_at(flow, moved))
 
     def _look_at(self, flow: Flow, row: MergeRow) -> DiskFacts:
         with peers.patient():

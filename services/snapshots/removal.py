@@ -49,7 +49,8 @@ def begin(desk: Desk, request: dict[str, Any]) -> dict[str, Any]:
         if job is not None:
             return job
         snapshot = store.snapshot(session, request["id"])
-    _refuse_unfinished(snapshot)
+        _refuse_unfinished(snapshot)
+        store.refuse_locked(session, [line["disk_id"] for line in snapshot["disks"]])
     items = plan(desk, snapshot, request["job_id"])
     with desk.db.write() as session:
         return jobs.begun(session, request["job_id"], hashed) or _start(

@@ -134,7 +134,7 @@ class Site:
 
     def end(self) -> None:
         if self.process is not None and self.process.alive():
-            self.process.stop()
+            self.process.kill()
         for agent in self.agents:
             agent.stop()
 

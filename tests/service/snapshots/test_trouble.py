@@ -1,0 +1,227 @@
+"""What goes wrong under a merge or a create, and how it ends: done, or undone with the chain intact."""
+
+from __future__ import annotations
+
+import uuid
+from typing import Any
+
+import pytest
+
+from contracts import errors, snapshots
+from tests.fakes.agent import FakeAgent
+from tests.fakes.agent_storage import MIB
+from tests.fakes.site import Site, new
+
+pytestmark = pytest.mark.usefixtures("running")
+
+
+def _copying(site: Site, host: FakeAgent, snapshot: str) -> dict[str, Any]:
+    """A removal whose (only) copy stands still."""
+    host.world.job_rate = 0
+    removal = site.remove(snapshot)
+    site.until(lambda: site.merges(removal["id"])[0]["progress"]["end"] == 64 * MIB, "the copy")
+    return removal
+
+
+def _internal(site: Site, host: FakeAgent, disks: int = 1) -> tuple[str, str]:
+    """A VM and a snapshot whose removal is an internal merge."""
+    vm = site.vm(host, disks=disks)
+    snapshot = site.taken(vm)
+    site.taken(vm)
+    return vm, snapshot
+
+
+def test_a_vm_that_stops_while_it_copies_undoes_the_merge(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host)
+    removal = _copying(site, host, snapshot)
+    site.stop(host, vm)
+    ended = site.end_of(removal)
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "vm_stopped")
+    assert site.call(snapshots.get_snapshot, id=snapshot)["restorable"] is False
+    assert site.agrees(host, vm)
+
+
+def test_a_vm_that_stops_after_the_copy_lets_the_merge_end(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host)
+    host.fail("record_merge", errors.StorageTimeout(path="/mnt", seconds=5), times=2)
+    removal = site.remove(snapshot)
+    site.until(lambda: host.asked("record_merge"), "the record")
+    site.stop(host, vm)
+    assert site.end_of(removal)["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+def test_a_vm_that_stops_after_the_pivot_lets_the_merge_end(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    host.fail("record_merge", errors.StorageTimeout(path="/mnt", seconds=5), times=2)
+    removal = site.remove(snapshot)
+    site.until(lambda: host.asked("record_merge"), "the record")
+    site.stop(host, vm)
+    assert site.end_of(removal)["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+def test_a_vm_that_was_started_elsewhere_is_found_there(site: Site, host: FakeAgent) -> None:
+    other = site.host()
+    vm, snapshot = _internal(site, host)
+    host.fail("record_merge", errors.StorageTimeout(path="/mnt", seconds=5), times=2)
+    removal = site.remove(snapshot)
+    site.until(lambda: host.asked("record_merge"), "the record")
+    site.stop(host, vm)
+    site.start(other, vm)
+    assert site.end_of(removal)["state"] == "done"
+    assert other.asked("look_disk")
+    assert site.agrees(other, vm)
+
+
+def test_a_job_that_vanishes_has_failed_and_is_not_repeated(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host)
+    removal = _copying(site, host, snapshot)
+    host.world.vms[vm].jobs.clear()
+    ended = site.end_of(removal)
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "job_failed")
+    assert len(host.asked("start_commit")) == 1
+    assert site.agrees(host, vm)
+    host.world.job_rate = 64 * MIB
+    assert site.end_of(site.remove(snapshot))["state"] == "done"
+
+
+def test_a_refused_pivot_is_tried_again(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    host.fail("pivot", errors.PivotFailed(disk_id=new(), tries=1, reason="no"), times=2)
+    assert site.end_of(site.remove(snapshot))["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+def test_a_pivot_that_is_refused_for_good_cancels_the_merge(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    host.fail("pivot", errors.PivotFailed(disk_id=new(), tries=1, reason="no"), times=9)
+    ended = site.end_of(site.remove(snapshot))
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "pivot_failed")
+    assert host.asked("cancel_job")
+    assert len(host.asked("pivot")) == 3
+    assert site.agrees(host, vm)
+
+
+def test_a_volume_in_use_at_the_end_asks_for_a_person(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    host.fail("discard_volume", errors.VolumeInUse(volume_id=new(), by="a backup"), times=8)
+    removal = site.remove(snapshot)
+    stuck = site.end_of(removal, "stuck")
+    assert (stuck["reason"]["code"], "a backup" in stuck["reason"]["message"]) == ("volume_in_use", True)
+    assert "drystone job resume" in stuck["action"]
+    with pytest.raises(errors.TooLate):
+        site.call(snapshots.cancel_job, id=removal["id"])
+    site.call(snapshots.resume_job, id=removal["id"])
+    assert site.end_of(removal)["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+def test_a_domain_that_fills_up_stops_the_copy_before_the_reserve(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host)
+    removal = _copying(site, host, snapshot)
+    host.world.storage.domains[site.domain["id"]].free = 1000 * MIB
+    ended = site.end_of(removal)
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "no_space")
+    assert site.agrees(host, vm)
+
+
+def test_nothing_is_done_while_qemu_and_libvirt_differ(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    removal = _copying(site, host, snapshot)
+    host.world.vms[vm].reason = "libvirt does not know it"
+    host.world.vms[vm].state = "unsure"
+    host.world.job_rate = 64 * MIB
+    site.until(lambda: "looks again" in site.process.log, "a look")  # type: ignore[union-attr]
+    assert not host.asked("pivot")
+    host.world.vms[vm].state = "running"
+    assert site.end_of(removal)["state"] == "done"
+
+
+def test_a_silent_host_is_waited_for(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    removal = _copying(site, host, snapshot)
+    host.stop()
+    host.world.job_rate = 64 * MIB
+    site.until(lambda: "unknown, looks again" in site.process.log, "a look", 40)  # type: ignore[union-attr]
+    host.start()
+    assert site.end_of(removal)["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+def test_a_cancel_after_the_pivot_is_too_late(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    host.fail("record_merge", errors.StorageTimeout(path="/mnt", seconds=5), times=3)
+    removal = site.remove(snapshot)
+    site.until(lambda: host.asked("record_merge"), "the record")
+    with pytest.raises(errors.TooLate):
+        site.call(snapshots.cancel_job, id=removal["id"])
+    assert not site.job(removal["id"])["cancellable"]
+    assert site.end_of(removal)["state"] == "done"
+
+
+def test_a_cancel_that_loses_the_race_goes_forward(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host)
+    removal = _copying(site, host, snapshot)
+    host.fail("cancel_job", errors.StorageTimeout(path="/mnt", seconds=5), times=2)
+    site.call(snapshots.cancel_job, id=removal["id"])
+    site.until(lambda: host.asked("cancel_job"), "the cancel")
+    host.world.job_rate = 64 * MIB
+    ended = site.end_of(removal)
+    assert ended["state"] == "done", ended
+    assert site.agrees(host, vm)
+
+
+# -- creating ---------------------------------------------------------------------------------------------
+
+
+def test_a_refused_create_leaves_nothing(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    host.fail("switch_leaves", errors.QuiesceFailed(vm_id=vm, reason="no agent"), times=9)
+    job = site.end_of(site.take(vm, quiesce="required"))
+    assert (job["state"], job["reason"]["code"]) == ("undone", "quiesce_failed")
+    with pytest.raises(errors.NotFound):
+        site.call(snapshots.get_snapshot, id=job["snapshot_id"])
+    assert site.agrees(host, vm)
+
+
+def _half_made(site: Site, host: FakeAgent, vm: str, ask: dict[str, Any], *, used: bool) -> None:
+    """The first ask to switch is refused, but has made the first disk's new volume; QEMU writes to it if `used`."""
+    disk = sorted(site.disk_ids(vm))[0]
+    volume = str(uuid.uuid5(uuid.UUID(ask["id"]), disk))
+    made = {"disk": {"disk_id": disk, "domain": site.ref()}, "volume_id": volume, "capacity": 1024 * MIB}
+    parent, look = site.disks[disk]["first_volume_id"], host.world.look_disk
+
+    def look_after(request: dict[str, Any]) -> dict[str, Any]:
+        if host.asked("switch_leaves") and volume not in site.volumes(disk) and not host.asked("discard_volume"):
+            host.world.create_volume({**made, "parent_id": parent, "format": "cow"})
+            if used:
+                host.world.vms[vm].chains[disk].insert(0, volume)
+        return look(request)
+
+    host.fail("switch_leaves", errors.HypervisorRefused(host_id=host.host_id, action="it", reason="no"))
+    host.world.look_disk = look_after  # type: ignore[method-assign]
+
+
+def test_a_new_volume_that_qemu_does_not_use_is_taken_away(site: Site, host: FakeAgent) -> None:
+    vm, ask = site.vm(host, disks=2), {"id": new(), "job_id": new()}
+    _half_made(site, host, vm, ask, used=False)
+    job = site.end_of(site.take(vm, **ask))
+    assert (job["state"], job["reason"]["code"]) == ("undone", "hypervisor_refused")
+    assert host.asked("discard_volume")
+    assert site.agrees(host, vm)
+
+
+def test_a_create_that_happened_half_goes_forward(site: Site, host: FakeAgent) -> None:
+    vm, ask = site.vm(host, disks=2), {"id": new(), "job_id": new()}
+    _half_made(site, host, vm, ask, used=True)
+    job = site.end_of(site.take(vm, **ask))
+    assert job["state"] == "done", job
+    assert site.agrees(host, vm)
