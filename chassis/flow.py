@@ -255,15 +255,43 @@ class Flow:
         self._kind = kind
         self.data: dict[str, Any] = dict(row.data)
 
-    id = property(lambda self: str(self.row.id))
-    kind = property(lambda self: str(self.row.kind))
-    subject = property(lambda self: str(self.row.subject))
-    user = property(lambda self: str(self.row.user))
-    claim = property(lambda self: int(self.row.claim))
-    state = property(lambda self: str(self.row.state))
-    step = property(lambda self: str(self.row.step))
-    asks = property(lambda self: int(self.row.asks))
-    cancel_requested = property(lambda self: self.row.cancel_by is not None)
+    @property
+    def id(self) -> str:
+        return self.row.id
+
+    @property
+    def kind(self) -> str:
+        return self.row.kind
+
+    @property
+    def subject(self) -> str:
+        return self.row.subject
+
+    @property
+    def user(self) -> str:
+        return self.row.user
+
+    @property
+    def claim(self) -> int:
+        """The number that every ask carries."""
+        return self.row.claim
+
+    @property
+    def state(self) -> str:
+        return self.row.state
+
+    @property
+    def step(self) -> str:
+        return self.row.step
+
+    @property
+    def asks(self) -> int:
+        """How often the present step was asked for."""
+        return self.row.asks
+
+    @property
+    def cancel_requested(self) -> bool:
+        return self.row.cancel_by is not None
 
     @property
     def reason(self) -> errors.Problem | None:

@@ -71,7 +71,7 @@ class FrameSettings:
     section: ClassVar[str] = "frame"
 
     amqp_uri: str = setting("amqp://guest:guest@127.0.0.1:5672/", "where RabbitMQ is, with this process's user")
-    state_dir: pathlib.Path = setting(pathlib.Path("/var/lib/drystone"), "folder for files that must survive")  # noqa: RUF009
+    state_dir: pathlib.Path = setting(pathlib.Path("/var/lib/drystone"), "folder for files that must survive")
     database_url: str = setting(
         "sqlite:///{state_dir}/{section}.sqlite", "SQLite file or postgresql:// address of this service's database"
     )
@@ -253,8 +253,8 @@ def _did_you_mean(key: str, known: list[str]) -> str:
 
 
 def mask(text: str) -> str:
-    """The text with the password of every URL in it replaced by ***."""
-    return re.sub(r"(?<=://)([^:@/\s]*):[^@\s]*@", r"\1:***@", text)
+    """The text with the password of the URL in it replaced by ***; rather too much is hidden than too little."""
+    return re.sub(r"(://[^:@/]*):.*@", r"\1:***@", text, flags=re.DOTALL)
 
 
 def show(settings: FrameSettings) -> list[str]:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from chassis import context, crash, flow, logs
+from chassis import context, crash, flow, flow_rules, logs
 from chassis.clock import Clock
 from chassis.database import Database
 from chassis.flow import ClaimLost, Failed, Flow, FlowKind, FlowRow, GoOn, Look, NeedsPerson, Step, Unknown
@@ -76,7 +76,7 @@ class _Record:
         self._database = database
         self._kind = kind
 
-    def move(self, sentence: str, **columns: Any) -> None:
+    def move(self, sentence: str, columns: dict[str, Any]) -> None:
         with self._database.write() as session:
             row = flow.move(session, self._database, self._kind, self.flow.row, sentence, **columns)
         self.flow.take(row)
@@ -181,8 +181,7 @@ class Worker:
         except Failed as failure:
             self._failed(failure.problem)
         except GoOn as why:
-            forward = {"state": flow.RUNNING, "undoing": False, "past": True, "reason": None, "cancel_by": None}
-            self._move(f"cannot turn back: {why}", **forward)
+            self._move(flow_rules.go_on(str(why)))
         except Unknown as unknown:
             self._unknown(unknown.problem)
 
@@ -199,9 +198,9 @@ class Worker:
         self._trouble.looked()
         if look is Look.SETTLED:
             crash.point(f"{self._kind.name}.{step.name}.after_settled")
-            self._settle(step)
+            self._move(flow_rules.settle(self._kind, self.flow.row))
         elif self._may_cancel(step, look):
-            self._turn_back(errors.Cancelled(user=self.flow.row.cancel_by))
+            self._cancel()
         elif look is Look.RUNNING:
             self._wait(step.patience)
         elif self._trouble.refusal is not None:
@@ -234,27 +233,13 @@ class Worker:
         self._trouble.answered += 1
         self._trouble.ask_after = self._clock.monotonic() + wait_of(self._trouble.answered)
 
-    def _settle(self, step: Step) -> None:
-        following = self._kind.after(step.name)
-        past = self.flow.row.past or step.no_way_back
-        if following is None:
-            self._move("done", state=flow.DONE, past=past, reason=None, action=None)
-        else:
-            late = self.flow.row.cancel_by is not None and past and not self.flow.row.past
-            sentence = f"{step.name} is settled, next is {following.name}" + (" (too late to cancel)" * late)
-            self._move(sentence, step=following.name, asks=0, past=past)
-
     # -- backwards ----------------------------------------------------------------------------------------
 
     def _turn_back(self, problem: errors.Problem) -> None:
-        """Begin to undo: this step only if it was ever asked for, then all before it."""
-        row = self.flow.row
-        first = self._kind.step(row.step) if row.asks else self._kind.before(row.step)
-        if first is None:
-            self._move(f"ends undone: {problem}", state=flow.UNDONE, reason=problem.to_wire())
-        else:
-            changes = {"state": flow.UNDOING, "undoing": True, "step": first.name, "reason": problem.to_wire()}
-            self._move(f"turns back at {row.step}: {problem}", **changes)
+        self._move(flow_rules.turn_back(self._kind, self.flow.row, problem))
+
+    def _cancel(self) -> None:
+        self._turn_back(errors.Cancelled(user=self.flow.row.cancel_by))
 
     def _back(self, step: Step) -> None:
         if step.undo is not None:
@@ -264,11 +249,7 @@ class Worker:
                 self._wait(step.patience)
                 return
             crash.point(f"{self._kind.name}.{step.name}.after_undo")
-        previous = self._kind.before(step.name)
-        if previous is None:
-            self._move("ends undone", state=flow.UNDONE)
-        else:
-            self._move(f"{step.name} is undone, next is {previous.name}", step=previous.name, asks=0)
+        self._move(flow_rules.step_back(self._kind, self.flow.row))
 
     # -- when it does not work ----------------------------------------------------------------------------
 
@@ -291,7 +272,7 @@ class Worker:
         waited = self._trouble.another_unknown(now)
         self._outdated = True  # a save in the step may have been committed without us knowing
         if self.flow.state == flow.RUNNING and self._may_cancel(self._step(), None):
-            self._turn_back(errors.Cancelled(user=self.flow.row.cancel_by))
+            self._cancel()
         elif waited >= self._patience:
             self._stick(problem)
         else:
@@ -305,22 +286,17 @@ class Worker:
         """A person who has cancelled already is not asked again, where turning back is safe."""
         known = any(step.name == self.flow.step for step in self._kind.steps)
         if known and self.flow.state == flow.RUNNING and self._may_cancel(self._step(), None):
-            self._turn_back(errors.Cancelled(user=self.flow.row.cancel_by))
+            self._cancel()
         else:
             self._stick(need.reason, need.action)
 
     def _stick(self, problem: errors.Problem, action: str = "") -> None:
-        """Stop here until a person resumes it; what it was undoing for is kept beside the new reason."""
-        reason = problem.to_wire()
-        if self.flow.row.undoing and self.flow.row.reason:
-            reason["first"] = self.flow.row.reason
-        action = f"{action or problem.advice or 'Remove the reason.'} Then: drystone job resume {self.flow.id}"
-        self._move(f"needs a person at {self.flow.step}: {problem}", state=flow.STUCK, reason=reason, action=action)
+        self._move(flow_rules.stick(self.flow.row, problem, action))
 
     # -- small parts --------------------------------------------------------------------------------------
 
-    def _move(self, sentence: str, **columns: Any) -> None:
-        self._record.move(sentence, **columns)
+    def _move(self, decision: flow_rules.Decision) -> None:
+        self._record.move(*decision)
         self._trouble = _Trouble()
 
     def _warn(self, sentence: str) -> None:

@@ -235,15 +235,8 @@ class Runner:
                 self._begin(row)
 
     def _begin(self, row: FlowRow) -> None:
-        worker = Worker(
-            self._database,
-            self._kinds[row.kind],
-            row,
-            clock=self._clock,
-            signal=self._new_signal(),
-            patience=self._patience,
-            tools=self.tools,
-        )
+        given = {"clock": self._clock, "patience": self._patience, "tools": self.tools}
+        worker = Worker(self._database, self._kinds[row.kind], row, signal=self._new_signal(), **given)
         self._workers[row.id] = worker
         _log.debug(f"{row.kind} of {row.subject}: claimed", flow_id=row.id, claim=row.claim, step=row.step)
         self._spawn(self._work, worker)
@@ -265,7 +258,7 @@ class Runner:
             _log.exception("a flow's worker stumbled; the flow is taken up again", flow_id=flow_id)
         finally:
             del self._workers[flow_id]
-            self._signal.set()
+            self._signal.set()  # there is room for another one
 
     def _cool(self, flow_id: str) -> None:
         times = self._cooling.get(flow_id, (0, 0.0))[0] + 1
@@ -283,8 +276,6 @@ class Runner:
             self._claims.give_back(worker.flow.row)
         except (errors.DatabaseAway, ClaimLost):
             _log.info("the claim was not given back; its lease will end", flow_id=worker.flow.id)
-
-    # -- small parts --------------------------------------------------------------------------------------
 
     def _poke(self, flow_id: str, *, outdated: bool = False) -> None:
         worker = self._workers.get(flow_id)

@@ -25,6 +25,10 @@ KIND_OPTIONS: dict[str, dict[str, Any]] = {"c": {"no_way_back": True}}
 Act = Callable[[Flow], Any]
 
 
+def _nothing(_flow: Flow) -> None:
+    """What happens where a test asks for nothing."""
+
+
 class World:
     """`before["ask b"]` is called before b is asked for, `after["ask b"]` after; either may raise."""
 
@@ -78,14 +82,14 @@ class World:
             file.write(line + "\n")
 
     def _act(self, word: str, flow_: Flow, act: Callable[[], None]) -> None:
-        self.before.get(word, lambda _: None)(flow_)
+        self.before.get(word, _nothing)(flow_)
         act()
-        self.after.get(word, lambda _: None)(flow_)
+        self.after.get(word, _nothing)(flow_)
 
     def _look(self, name: str) -> Callable[[Flow], Look]:
         def look(flow_: Flow) -> Look:
             self.write(f"look {name}")
-            self.before.get(f"look {name}", lambda _: None)(flow_)
+            self.before.get(f"look {name}", _nothing)(flow_)
             if self.is_done(name):
                 return Look.SETTLED
             return Look.RUNNING if (self.folder / f"busy-{name}").exists() else Look.ASK

@@ -84,7 +84,7 @@ class Postgres:
 
     def _wait_until_ready(self) -> None:
         ends = time.monotonic() + START_SECONDS
-        ready = [PROGRAMS / "pg_isready", "-q", "-h", "127.0.0.1", "-p", str(self.port)]
+        ready = [str(PROGRAMS / "pg_isready"), "-q", "-h", "127.0.0.1", "-p", str(self.port)]
         while subprocess.run(ready, check=False).returncode != 0:
             if self._process is None or self._process.poll() is not None or time.monotonic() > ends:
                 raise RuntimeError(f"PostgreSQL did not start; see {self.folder}.log")

@@ -149,10 +149,7 @@ def test_faults_hide_secrets() -> None:
     assert faults(Picky, {"DRYSTONE_TOKEN": "swordfish"}) == ("token = *** (env DRYSTONE_TOKEN): too simple",)
 
 
-WORDS = st.text(st.characters(codec="utf-8", exclude_characters="@/: \t\r\n\x0b\x0c\x1c\x1d\x1e\x1f\x85\u2028\u2029"))
-
-
-@given(user=WORDS, password=st.text(min_size=1).filter(lambda text: not any(c.isspace() or c == "@" for c in text)))
+@given(user=st.text(st.characters(codec="utf-8", exclude_characters=":@/")), password=st.text(min_size=1))
 def test_no_password_of_an_address_is_shown(user: str, password: str) -> None:
     assert settings.mask(f"amqp://{user}:{password}@host/") == f"amqp://{user}:***@host/"
 

@@ -1,10 +1,7 @@
-"""One flow, step by step, in virtual time: every way that it can go."""
+"""One flow, step by step, in virtual time: forward, cancelled, claimed, moved."""
 
 from __future__ import annotations
 
-import io
-import pathlib
-from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
@@ -12,103 +9,12 @@ import structlog
 from hypothesis import given
 from hypothesis import strategies as st
 
-from chassis import context, flow, flow_door, logs
-from chassis.clock import FakeClock
-from chassis.database import Database
-from chassis.flow import Flow, FlowKind, FlowRow
+from chassis import context, flow, flow_door
+from chassis.flow import Flow, FlowKind
 from chassis.step_runner import Stopped, Worker, wait_of
-from chassis.steps import ClaimLost, Failed, GoOn, Look, NeedsPerson, Runner, Step, Unknown
+from chassis.steps import ClaimLost, NeedsPerson
 from contracts import errors
-from tests.fakes.flows import VirtualSignal, World, make_tables, row_of
-
-AWAY = errors.ServiceAway(service="hostagent")
-BUSY = errors.DiskBusy(disk_id="d1", flow_id="other")
-
-
-class Bench:
-    """One flow "f" of kind "job" on one world; `run` drives it to its end under a new claim."""
-
-    def __init__(self, folder: pathlib.Path) -> None:
-        self.clock = FakeClock()
-        self.database = Database(f"sqlite:///{folder}/flows.sqlite", self.clock)
-        self.world = World(folder / "world")
-        self.moves: list[tuple[str, str, str]] = []
-        self.waits: list[float] = []
-        self.on_wait: Callable[[float], object] = lambda _: None
-        self.kind = self.world.kind("a", "b", "c", "d", c={"no_way_back": True}, on_move=self._moved)
-        self.runner = Runner(self.database, [self.kind], self.clock, "bench")
-        make_tables(self.database)
-
-    def _moved(self, _session: Any, row: FlowRow, old: str, new: str) -> None:
-        self.moves.append((old, new, row.step))
-
-    def start(self, data: dict[str, Any] | None = None, user: str = "ann") -> FlowRow:
-        call = context.Call(request_id="r1", flow_id=None, user=user, deadline=None)
-        with context.use(call), self.database.write() as session:
-            return self.runner.start(session, "job", "f", "disk1", data or {})
-
-    def worker(self, patience: float = 1800.0) -> Worker:
-        row = self.runner._claims.claim("f")
-        assert row is not None
-
-        def waited(seconds: float) -> None:
-            self.waits.append(seconds)
-            self.on_wait(seconds)
-
-        signal = VirtualSignal(self.clock, waited)
-        return Worker(self.database, self.kind, row, clock=self.clock, signal=signal, patience=patience)
-
-    def run(self, patience: float = 1800.0) -> FlowRow:
-        if row_of(self.database, "f").active:
-            self.worker(patience).run()
-        return self.row
-
-    @property
-    def row(self) -> FlowRow:
-        return row_of(self.database, "f")
-
-    def cancel(self, *_: Any) -> FlowRow:
-        call = context.Call(request_id="r2", flow_id=None, user="bob", deadline=None)
-        with context.use(call), self.database.write() as session:
-            return self.runner.cancel(session, "f")
-
-    def resume(self) -> FlowRow:
-        with self.database.write() as session:
-            return self.runner.resume(session, "f")
-
-
-@pytest.fixture(autouse=True)
-def plain_logs() -> Iterator[None]:
-    """structlog's own set-up draws every traceback in colours, which takes a second."""
-    logs.setup("test", json=True, stream=io.StringIO())
-    yield
-    structlog.reset_defaults()
-
-
-@pytest.fixture
-def bench(tmp_path: pathlib.Path) -> Iterator[Bench]:
-    made = Bench(tmp_path)
-    yield made
-    made.database.close()
-
-
-def raising(*problems: Exception) -> Callable[[Flow], None]:
-    """Raises these one after the other, then nothing."""
-    left = list(problems)
-
-    def act(_flow: Flow) -> None:
-        if left:
-            raise left.pop(0)
-
-    return act
-
-
-def always(problem: Exception) -> Callable[[Flow], None]:
-    def act(_flow: Flow) -> None:
-        raise problem
-
-    return act
-
+from tests.fakes.flow_bench import AWAY, BUSY, Bench, always
 
 # -- forward ----------------------------------------------------------------------------------------------
 
@@ -195,129 +101,12 @@ def test_a_step_that_never_settles_fails_after_its_tries(bench: Bench) -> None:
     assert bench.waits == [wait_of(tries) for tries in range(1, 6)]
 
 
-# -- failures ---------------------------------------------------------------------------------------------
-
-
-def test_a_failure_is_undone_in_reverse(bench: Bench) -> None:
-    bench.world.before["look c"] = always(BUSY)
-    bench.start()
-    row = bench.run()
-    assert (row.state, row.problem) == ("undone", BUSY)
-    assert bench.world.asks() == ["a", "b", "undo b", "undo a"]
-
-
-def test_a_refused_ask_is_undone_too_because_it_was_asked_for(bench: Bench) -> None:
-    bench.world.before["ask b"] = always(Failed(BUSY))
-    bench.start()
-    row = bench.run()
-    assert (row.state, row.problem) == ("undone", BUSY)
-    assert bench.world.asks() == ["a", "b", "undo b", "undo a"]
-
-
-def test_a_failure_before_anything_was_asked_for_undoes_nothing(bench: Bench) -> None:
-    bench.world.before["look a"] = always(BUSY)
-    bench.start()
-    assert (bench.run().state, bench.world.asks()) == ("undone", [])
-
-
-def test_a_refused_ask_that_happened_all_the_same_goes_on(bench: Bench) -> None:
-    bench.world.after["ask c"] = always(BUSY)
-    bench.start()
-    assert bench.run().state == "done"
-
-
-def test_after_the_point_of_no_return_a_failure_is_tried_again(bench: Bench) -> None:
-    bench.world.before["ask d"] = raising(BUSY, BUSY)
-    bench.start()
-    assert bench.run().state == "done"
-    assert [word for word in bench.world.asks() if "undo" in word] == []
-
-
-def test_after_the_point_of_no_return_a_lasting_failure_needs_a_person(bench: Bench) -> None:
-    bench.world.before["look d"] = always(BUSY)
-    bench.start()
-    row = bench.run()
-    assert (row.state, row.problem, row.claimed_by) == ("stuck", BUSY, None)
-    assert row.action == "Wait for it or cancel it: drystone job cancel other. Then: drystone job resume f"
-    assert bench.world.log.count("look d") == 5
-
-
-def test_a_stuck_flow_goes_on_when_it_is_resumed(bench: Bench) -> None:
-    bench.world.before["look d"] = raising(*[BUSY] * 5)
-    bench.start()
-    assert bench.run().state == "stuck"
-    row = bench.resume()
-    assert (row.state, row.reason, row.action) == ("running", None, None)
-    assert bench.run().state == "done"
-
-
-def test_a_step_may_ask_for_a_person(bench: Bench) -> None:
-    bench.world.before["look b"] = raising(NeedsPerson(BUSY, "Kick the box."))
-    bench.start()
-    row = bench.run()
-    assert (row.state, row.step, row.action) == ("stuck", "b", "Kick the box. Then: drystone job resume f")
-    bench.resume()
-    assert bench.run().state == "done"
-
-
-# -- unknown outcomes -------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    "unknown",
-    [
-        errors.NoAnswer(service="x", method="y", seconds=1),
-        AWAY,
-        errors.BusAway(reason="x"),
-        errors.Late(service="x", method="y", seconds=1),
-        errors.DatabaseAway(service="x", reason="y"),
-        errors.InternalError(correlation_id="x"),
-        Unknown(AWAY),
-        ZeroDivisionError(),
-    ],
-    ids=lambda problem: type(problem).__name__,
-)
-@pytest.mark.parametrize("where", ["look b", "ask b", "look c", "ask c", "ask d"])
-def test_an_unknown_outcome_is_looked_at_until_it_is_known(bench: Bench, unknown: Exception, where: str) -> None:
-    bench.world.before[where] = raising(*[unknown] * 7)  # more often than a step has tries
-    bench.start()
-    assert bench.run().state == "done"
-    assert [word for word in bench.world.asks() if "undo" in word] == []
-
-
-def test_a_lost_answer_is_not_asked_for_again_when_the_world_shows_it(bench: Bench) -> None:
-    bench.world.after["ask b"] = raising(errors.NoAnswer(service="x", method="y", seconds=1))
-    bench.start()
-    assert bench.run().state == "done"
-    assert bench.world.asks() == ["a", "b", "c", "d"]
-
-
-def test_looks_at_an_unknown_outcome_become_rarer(bench: Bench) -> None:
-    bench.world.before["look b"] = raising(*[AWAY] * 8)
-    bench.start()
-    bench.run()
-    assert bench.waits == [0.25, 0.5, 1.0, 2.0, 4.0, 5.0, 5.0, 5.0]
-
-
-def test_patience_with_an_unknown_outcome_ends_with_a_person_never_with_a_failure(bench: Bench) -> None:
-    bench.world.before["look b"] = always(AWAY)
-    bench.start()
-    row = bench.run(patience=60)
-    assert (row.state, row.problem) == ("stuck", AWAY)
-    assert 60 <= sum(bench.waits) < 70
-    assert str(row.action).startswith(AWAY.advice)
-
-
-def test_a_step_that_this_version_does_not_know_needs_a_person(bench: Bench) -> None:
-    bench.start()
-    bench.world.before["look a"] = raising(NeedsPerson(BUSY))
-    bench.kind = FlowKind("job", (Step("z", settled=lambda _: Look.SETTLED, ask=lambda _: None),))
-    row = bench.run()
-    assert (row.state, row.step) == ("stuck", "a")
-    assert "job has no step a" in str(row.action)
-
-
 # -- cancel -----------------------------------------------------------------------------------------------
+
+
+def cancel_and_tell(bench: Bench, worker: Worker) -> None:
+    bench.cancel()
+    worker.poke(outdated=True)
 
 
 def test_a_cancel_before_the_first_step_ends_undone(bench: Bench) -> None:
@@ -332,7 +121,7 @@ def test_a_cancel_while_a_step_is_under_way_turns_back(bench: Bench) -> None:
     bench.world.start_long("b")
     bench.start()
     worker = bench.worker()
-    bench.on_wait = lambda _: (bench.cancel(), worker.poke(outdated=True)) if len(bench.waits) == 2 else None
+    bench.on_wait = lambda _: cancel_and_tell(bench, worker) if len(bench.waits) == 2 else None
     worker.run()
     assert (bench.row.state, bench.row.cancel_by) == ("undone", "bob")
     assert bench.world.asks() == ["a", "undo a"]
@@ -342,7 +131,7 @@ def test_a_cancel_is_taken_while_the_outcome_is_unknown(bench: Bench) -> None:
     bench.world.before["look b"] = always(AWAY)
     bench.start()
     worker = bench.worker()
-    bench.on_wait = lambda _: (bench.cancel(), worker.poke(outdated=True))
+    bench.on_wait = lambda _: cancel_and_tell(bench, worker)
     worker.run()
     assert bench.row.state == "undone"
 
@@ -411,57 +200,6 @@ def test_only_stuck_flows_are_resumed(bench: Bench) -> None:
         bench.resume()
 
 
-# -- undo -------------------------------------------------------------------------------------------------
-
-
-def test_an_undo_is_tried_again_until_it_works(bench: Bench) -> None:
-    bench.world.before["look c"] = always(BUSY)
-    bench.world.before["undo b"] = raising(AWAY, BUSY, ZeroDivisionError())
-    bench.start()
-    assert (bench.run().state, bench.row.problem) == ("undone", BUSY)
-    assert bench.world.asks()[2:] == ["undo b"] * 4 + ["undo a"]
-
-
-def test_an_undo_that_does_not_work_needs_a_person_and_remembers_why_it_undoes(bench: Bench) -> None:
-    full = errors.NoSpace(action="x", needs=1, has=0, domain_id="s1")
-    bench.world.before["look c"] = always(BUSY)
-    bench.world.before["undo b"] = raising(*[full] * 5)
-    bench.start()
-    row = bench.run()
-    assert (row.state, row.undoing, row.problem) == ("stuck", True, full)
-    assert bench.cancel().state == "stuck"
-    assert bench.resume().state == "undoing"
-    assert (bench.run().state, bench.row.problem) == ("undone", BUSY)
-
-
-def test_an_undo_may_take_its_time(bench: Bench) -> None:
-    looks = iter([Look.RUNNING, Look.RUNNING, None])
-    step = bench.kind.steps[1]
-    slow = Step("b", settled=step.settled, ask=step.ask, undo=lambda _: next(looks), patience=0.7)
-    bench.kind = FlowKind("job", (bench.kind.steps[0], slow, *bench.kind.steps[2:]))
-    bench.world.before["look c"] = always(BUSY)
-    bench.start()
-    assert bench.run().state == "undone"
-    assert bench.waits == [0.7, 0.7]
-
-
-def test_an_undo_that_finds_the_deed_done_goes_on(bench: Bench) -> None:
-    bench.world.before["look c"] = raising(BUSY)
-    bench.world.before["undo b"] = always(GoOn("the guest writes there already"))
-    bench.start()
-    row = bench.run()
-    assert (row.state, row.past, row.reason) == ("done", True, None)
-
-
-def test_a_step_without_undo_is_passed_over(bench: Bench) -> None:
-    bare = Step("b", settled=bench.kind.steps[1].settled, ask=bench.kind.steps[1].ask)
-    bench.kind = FlowKind("job", (bench.kind.steps[0], bare, *bench.kind.steps[2:]))
-    bench.world.before["look c"] = always(BUSY)
-    bench.start()
-    assert bench.run().state == "undone"
-    assert bench.world.asks() == ["a", "b", "undo a"]
-
-
 # -- claims -----------------------------------------------------------------------------------------------
 
 
@@ -511,7 +249,12 @@ def test_a_poke_between_look_and_wait_is_not_lost(bench: Bench) -> None:
     bench.world.start_long("b")
     bench.start()
     worker = bench.worker()
-    bench.world.before["look b"] = lambda _: (worker.poke(), bench.world.finish("b")) if not bench.waits else None
+
+    def finish_and_tell(_flow: Flow) -> None:
+        worker.poke()
+        bench.world.finish("b")
+
+    bench.world.before["look b"] = finish_and_tell
     worker.run()
     assert bench.waits == []
 
