@@ -23,8 +23,8 @@ from client.errors import ApiError, JobSlow, Unreachable
 
 T = TypeVar("T")
 PREFIX = "/api/v1"
-# The longest promise behind the API waits 130 s for its storage; the gateway then answers by itself.
-PATIENCE = 150.0
+# The longest promise behind the API waits 150 s for its storage; the gateway then answers by itself.
+PATIENCE = 170.0
 FIRST_LOOK, LATER_LOOK = 0.2, 1.0  # seconds between two looks at a job: early ones soon, for short jobs
 ENDED = ("done", "undone", "stuck")
 STREAM_SILENCE = 60.0  # seconds; the gateway says something every 15 s

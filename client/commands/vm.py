@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client import names
+from client import names, units
 from client.commands import disk as disk_commands
 from client.commands.center import Description, Id, NewDescription, NewName, Which, given
 from client.session import Session, Yes, verb
@@ -153,10 +153,11 @@ def change_vm(
 
 @verb(vms, "delete")
 def delete_vm(session: Session, which: Which, yes: Yes = False) -> Answer:
-    """Delete a virtual machine that is down."""
+    """Delete a virtual machine that is down, with its disks. Unplug what is to be kept."""
     row = names.find(session.client, names.VM, which)
-    disks = ", ".join(disk["alias"] for disk in row["disks"]) or "no disk"
-    session.confirm(f"The VM {row['name']} ({row['state']}, with {disks}) will be deleted.", yes)
+    disks = ", ".join(f"{disk['alias']} ({units.human(disk['capacity'])})" for disk in row["disks"])
+    lost = f" and its disks {disks} with all snapshots" if disks else ""
+    session.confirm(f"The VM {row['name']}{lost} will be deleted for good.", yes)
     session.client.vms.delete(row["id"], row["version"])
     return Said(f"Deleted {row['name']}.", {"id": row["id"]})
 

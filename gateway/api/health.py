@@ -10,17 +10,20 @@ from contracts.promise import Rpc
 from gateway.api.door import Caller, ask
 
 # Any cheap question will do: the answer proves the way there, the service and its database.
-PROBES: dict[str, Rpc] = {"inventory": inventory.list_hosts, "snapshots": snapshots.list_jobs}
+PROBES: dict[str, tuple[Rpc, dict[str, Any]]] = {
+    "inventory": (inventory.list_hosts, {"limit": 1000}),
+    "snapshots": (snapshots.list_jobs, {"limit": 1}),
+}
 PATIENCE = 3.0  # seconds for each
 
 
 def look(bus: Caller) -> dict[str, Any]:
     """`status` is ok when all services answer and all hosts are up."""
     services, replies = [], {}
-    for name, promise in PROBES.items():
+    for name, (promise, request) in PROBES.items():
         started = time.monotonic()
         try:
-            replies[name] = ask(bus, promise, promise.load_request({}), PATIENCE)
+            replies[name] = ask(bus, promise, promise.load_request(request), PATIENCE)
             problem = None
         except errors.Problem as fault:
             problem = str(fault)

@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 
+from client import api
 from contracts import errors, inventory, snapshots
 from contracts.promise import Rpc
 from gateway.api import table
@@ -93,3 +94,7 @@ def test_every_promise_for_people_has_an_address() -> None:
     served = {route.promise.method for route in table.ROUTES}
     promised = {p.method for m in (inventory, snapshots) for p in vars(m).values() if isinstance(p, Rpc)}
     assert promised - served == INSIDE
+
+
+def test_the_client_waits_longer_than_any_promise() -> None:
+    assert max(route.promise.deadline for route in table.ROUTES) + 10 < api.PATIENCE
