@@ -5,6 +5,7 @@ What is believed: QEMU, then the storage, then libvirt, then our database; the d
 
 from __future__ import annotations
 
+import dataclasses
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -197,29 +198,16 @@ class Merge:
         try:
             seen = self._look_at(flow, row)
         except (Unknown, errors.ServiceAway, errors.NoAnswer):
-            moved = self._follow(flow, row, silent=True)
+            moved = follow(self.desk, flow, row, silent=True)
             if moved is None:
                 raise
             return moved, self._look_at(flow, moved)
-        moved = self._follow(flow, row, silent=False) if seen.qemu.state == "absent" else None
+        moved = follow(self.desk, flow, row, silent=False) if seen.qemu.state == "absent" else None
         return (row, seen) if moved is None else (moved, self._look_at(flow, moved))
 
     def _look_at(self, flow: Flow, row: MergeRow) -> DiskFacts:
         with peers.patient():
             return self.desk.peers.look(row.host_id, row.vm_id, _ref(row), peers.claim_of(flow))
-
-    def _follow(self, flow: Flow, row: MergeRow, *, silent: bool) -> MergeRow | None:
-        """Go to the host on which inventory has the VM now; if it is down and our host is silent, to any that is up."""
-        vm = self.desk.peers.vm(row.vm_id)
-        host_id = vm["host_id"]
-        if host_id is None and silent and vm["state"] == "down":
-            host_id = next((found for found in self.desk.peers.hosts_up(vm) if found != row.host_id), None)
-        if host_id in (None, row.host_id):
-            return None
-        with flow.write() as session:
-            store_jobs.change_merge(session, flow.id, host_id=host_id)
-        _log.info(f"merge of {row.disk_id}: goes on at host {host_id}", flow_id=flow.id)
-        return self._row(flow)
 
     def _watch_space(self, flow: Flow, row: MergeRow, facts: DiskFacts) -> None:
         """Stop the copy before the reserve is touched: a commit does not pause on a full disk, it fails, and then
@@ -233,6 +221,20 @@ class Merge:
     def _progress(self, flow: Flow, cur: int, end: int, *, force: bool) -> None:
         with flow.write() as session:
             jobs.progress(session, flow.id, self.desk.now(), cur=cur, end=end, rate=None, force=force)
+
+
+def follow(desk: Desk, flow: Flow, row: MergeRow, *, silent: bool) -> MergeRow | None:
+    """Go to the host on which inventory has the VM now; if it is down and our host is silent, to any that is up."""
+    vm = desk.peers.vm(row.vm_id)
+    host_id = vm["host_id"]
+    if host_id is None and silent and vm["state"] == "down":
+        host_id = next((found for found in desk.peers.hosts_up(vm) if found != row.host_id), None)
+    if host_id in (None, row.host_id):
+        return None
+    with flow.write() as session:
+        store_jobs.change_merge(session, flow.id, host_id=host_id)
+    _log.info(f"merge of {row.disk_id}: goes on at host {host_id}", flow_id=flow.id)
+    return dataclasses.replace(row, host_id=host_id)
 
 
 def keep_plan(session: Session, merge_id: str, plan: chain.MergePlan, facts: DiskFacts) -> None:

@@ -27,6 +27,7 @@ def new() -> str:
     return str(uuid.uuid4())
 
 
+# budget: one object is what every test of the service speaks through
 class Site:
     """One data center with one cluster and one storage domain. Change `vms`, `domain`, `hosts` while it runs."""
 
