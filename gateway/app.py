@@ -134,7 +134,9 @@ def _listen(settings: GatewaySettings) -> Any:
         family = socket.AF_INET6 if ":" in settings.http_address else socket.AF_INET
         sock = eventlet.listen((settings.http_address, settings.http_port), family=family, backlog=256)
         if settings.tls_cert or settings.tls_key:
-            sock = eventlet.wrap_ssl(sock, certfile=settings.tls_cert, keyfile=settings.tls_key, server_side=True)
+            # the handshake belongs to each client's own green thread: a silent client must not keep others out
+            pair = {"certfile": settings.tls_cert, "keyfile": settings.tls_key}
+            sock = eventlet.wrap_ssl(sock, server_side=True, do_handshake_on_connect=False, **pair)
     except (OSError, ssl.SSLError, ValueError) as fault:
         sys.exit(f"The gateway cannot listen on {settings.http_address} port {settings.http_port}: {fault}.")
     return sock
