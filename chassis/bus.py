@@ -28,7 +28,8 @@ from chassis import bus_lines as lines
 from chassis import bus_wire as wire
 from chassis import logs
 from chassis.bus_client import Client, Ear, Note, check
-from chassis.bus_door import FRAME, Ask, Hear, Service, hears, serves
+from chassis.bus_door import Ask, Hear, Service, hears, serves
+from chassis.bus_intake import FRAME
 from chassis.frame import Frame
 from contracts import errors
 

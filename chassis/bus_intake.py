@@ -20,6 +20,7 @@ HEARTBEAT = 20  # seconds
 SETUP_SECONDS = 20.0  # for connecting, declaring and binding everything
 BEAT = 2.0  # seconds between two looks at heartbeat and stop; also the longest an idle process takes to stop
 BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to connect
+NOT_YET = "not connected yet"
 _log = logs.get("bus")
 
 
@@ -29,8 +30,8 @@ class Bounded(kombu.Consumer):
     limit = 1
 
     def consume(self, no_ack: bool | None = None) -> None:
-        self.qos(prefetch_count=self.limit)
-        super().consume(no_ack)
+        self.qos(prefetch_count=self.limit)  # type: ignore[no-untyped-call]
+        super().consume(no_ack)  # type: ignore[no-untyped-call]
 
 
 class Intake(messaging.QueueConsumer):
@@ -38,7 +39,7 @@ class Intake(messaging.QueueConsumer):
 
     def __init__(self) -> None:
         super().__init__()
-        self.fault = "not connected yet"
+        self.fault = NOT_YET
         self._connections = 0
         self._setup: Any = None
 
@@ -47,9 +48,15 @@ class Intake(messaging.QueueConsumer):
 
     @property
     def connection(self) -> Any:
-        return kombu.Connection(self.amqp_uri, connect_timeout=lines.CONNECT_SECONDS, heartbeat=HEARTBEAT)
+        return kombu.Connection(self.amqp_uri, connect_timeout=lines.CONNECT_SECONDS, heartbeat=HEARTBEAT)  # type: ignore[no-untyped-call]
 
     def run(self) -> None:
+        with contextlib.suppress(messaging.QueueConsumerStopped):
+            self._run()
+        if not self._consumers_ready.ready():  # stopped before the first connection was made; nameko waits for it
+            self._consumers_ready.send_exception(messaging.QueueConsumerStopped())
+
+    def _run(self) -> None:
         losses = 0
         while not self.should_stop:
             before = self._connections
@@ -83,9 +90,9 @@ class Intake(messaging.QueueConsumer):
 
     def get_consumers(self, _consumer_cls: Any, channel: Any) -> Any:
         for provider in self._providers:
-            consumer = Bounded(
+            consumer = Bounded(  # type: ignore[no-untyped-call]
                 channel,
-                queues=[kombu.Queue(provider.declare(channel))],
+                queues=[kombu.Queue(provider.declare(channel))],  # type: ignore[no-untyped-call]
                 callbacks=[partial(self.handle_message, provider)],
                 auto_declare=False,
                 accept=["json"],
@@ -140,6 +147,6 @@ class Intake(messaging.QueueConsumer):
             _log.debug("a message could not be acknowledged", reason=str(fault))
 
     def _lost(self, reason: str) -> None:
-        if not self.fault or self._connections == 0:
+        if self.fault in ("", NOT_YET):  # once per absence
             _log.warning("the broker is away", reason=reason)
         self.fault = reason

@@ -9,7 +9,7 @@ import time
 import uuid
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, cast
 
 import amqp
 import kombu
@@ -85,7 +85,7 @@ class Letter:
 
 def connect(uri: str, heartbeat: int = 0) -> Any:
     """An open amqp connection. Raises Away with a reason that a person understands."""
-    wanted = kombu.Connection(uri, connect_timeout=CONNECT_SECONDS, heartbeat=heartbeat)
+    wanted = kombu.Connection(uri, connect_timeout=CONNECT_SECONDS, heartbeat=heartbeat)  # type: ignore[no-untyped-call]
     try:
         return wanted.transport.establish_connection()
     except FAULTS as fault:
@@ -97,6 +97,8 @@ def away(uri: str, fault: Exception) -> Away:
     where = _settings.mask(uri)
     if isinstance(fault, Away):
         return fault
+    if isinstance(fault, kombu.exceptions.OperationalError) and isinstance(fault.__cause__, Exception):
+        fault = fault.__cause__  # kombu's wrapping hides what it was
     if isinstance(fault, amqp.AccessRefused):
         return Away(f"{where} refuses this user and password", refused=True)
     if isinstance(fault, amqp.NotAllowed):
@@ -132,7 +134,7 @@ class Line:
     def __init__(self, uri: str) -> None:
         self.used = time.monotonic()
         self.connection = connect(uri)
-        self._user = str(kombu.Connection(uri).userid or "guest")
+        self._user = str(kombu.Connection(uri).userid or "guest")  # type: ignore[no-untyped-call]
         self._exchanges: set[str] = set()
         self._sent = 0
         self._waiting: dict[int, Letter] = {}
@@ -304,7 +306,7 @@ class Post:
             raise _Broken("all lines to it are busy")
         self.fault = None
         if line.usable():
-            return line
+            return cast(Line, line)
         self._drop(line)
         for old in self._pool.drain():  # they were as old as this one
             old.close()

@@ -116,7 +116,8 @@ class Publisher:
             oldest = session.execute(sa.select(sa.func.min(outbox.c.told_at))).scalar_one()
         if oldest is None:
             return 0.0
-        return max(0.0, (datetime.datetime.now(datetime.UTC) - oldest).total_seconds())
+        waited: datetime.timedelta = datetime.datetime.now(datetime.UTC) - oldest
+        return max(0.0, waited.total_seconds())
 
     def _pause(self, seconds: float) -> None:
         if not self._failures:

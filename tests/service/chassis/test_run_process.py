@@ -69,8 +69,10 @@ def test_a_process_ends_in_good_order_while_the_broker_is_away(leaf: Process, ra
 
 def test_a_process_ends_while_it_still_waits_for_the_broker(run: Any) -> None:
     leaf = run("leaf", amqp_uri=f"amqp://guest:guest@127.0.0.1:{free_port()}//")
-    leaf.wait_for_log("waiting for it")
+    leaf.wait_for_log("the broker is away ")
     assert leaf.stop() == 0
+    assert "Traceback" not in leaf.log
+    assert leaf.log.count("the broker is away ") == 1
 
 
 def test_health_follows_the_broker(run: Any, rabbit: Rabbit) -> None:
