@@ -74,7 +74,7 @@ def _take(scene: Scene, session: Session, row: tables.Host, pulse: beats.Pulse, 
     was_off, is_off = abs(row.clock_offset or 0.0) > limit, abs(pulse.offset or 0.0) > limit
     state = "up" if news["problem"] is None else "problem"
     row.agent_id, row.sequence, row.replaced = pulse.agent_id, pulse.sequence, list(pulse.replaced)
-    row.clock_offset = pulse.offset
+    row.clock_offset, row.lower_since, row.lower_best = pulse.offset, pulse.lower_since, pulse.lower_best
     told = {"state": state, "problem": news["problem"], "facts": news["facts"], "boot_id": news["boot_id"]}
     if all(getattr(row, name) == value for name, value in told.items()) and was_off == is_off:
         return
@@ -109,7 +109,8 @@ def _report(host_id: str, facts: Ask, sent: dt.datetime) -> powers.Report:
 
 
 def _pulse(row: tables.Host) -> beats.Pulse:
-    return beats.Pulse(row.agent_id, row.sequence, tuple(row.replaced), row.clock_offset)
+    clock_facts = (row.clock_offset, row.lower_since, row.lower_best)
+    return beats.Pulse(row.agent_id, row.sequence, tuple(row.replaced), *clock_facts)
 
 
 def _log_stranger(scene: Scene, host_id: str) -> None:

@@ -42,7 +42,7 @@ class Cluster(Row):
 
 
 class Host(Row):
-    """`agent_id` to `clock_offset`: the pulse, see beats.py; written with every heartbeat without a new version."""
+    """`agent_id` to `lower_best`: the pulse, see beats.py; written with every heartbeat without a new version."""
 
     __tablename__ = "hosts"
     name: Mapped[str] = mapped_column(sa.String(255), unique=True)
@@ -55,6 +55,8 @@ class Host(Row):
     sequence: Mapped[int] = mapped_column(sa.BigInteger, default=-1)
     replaced: Mapped[list[str]] = mapped_column(sa.JSON, default=list)
     clock_offset: Mapped[float | None] = mapped_column()
+    lower_since: Mapped[dt.datetime | None] = mapped_column(UtcTime)
+    lower_best: Mapped[float | None] = mapped_column()
     last_seen: Mapped[dt.datetime | None] = mapped_column(UtcTime)
 
 

@@ -153,6 +153,8 @@ def upgrade() -> None:
         sa.Column("sequence", sa.BigInteger(), nullable=False),
         sa.Column("replaced", sa.JSON(), nullable=False),
         sa.Column("clock_offset", sa.Float(), nullable=True),
+        sa.Column("lower_since", sa.DateTime(timezone=True), nullable=True),
+        sa.Column("lower_best", sa.Float(), nullable=True),
         sa.Column("last_seen", sa.DateTime(timezone=True), nullable=True),
         sa.Column("id", sa.String(length=36), nullable=False),
         sa.Column("version", sa.Integer(), nullable=False),

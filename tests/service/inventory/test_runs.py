@@ -43,7 +43,9 @@ def test_a_host_whose_clock_is_off_takes_no_dangerous_ask(site: Site) -> None:
     site.until_clock(agent, off=True)
     with pytest.raises(errors.ClockOff):
         site.ask(inventory.start_vm, id=vm["id"], host_id=agent.host_id)
+    agent.stop()
     agent.clock_off = 0.0
+    agent.start()
     site.until_clock(agent, off=False)
     assert site.ask(inventory.start_vm, id=vm["id"])["state"] == "running"
 

@@ -50,26 +50,46 @@ def test_only_so_many_replaced_runs_are_remembered() -> None:
     assert pulse.replaced[-1] == "agent38"
 
 
-def test_a_beat_that_waited_does_not_make_a_good_clock_look_bad_for_long() -> None:
-    offset = beats.steady(0.0, -3.0)
-    assert offset == -1.5
-    assert beats.steady(offset, 0.01) == 0.01
+def measured(*pairs: tuple[float, float]) -> float | None:
+    """The offset after measurements at these seconds."""
+    pulse = Pulse()
+    for seconds, value in pairs:
+        pulse = beats.measure(pulse, value, NOW + dt.timedelta(seconds=seconds))
+    return pulse.offset
 
 
-def test_a_clock_that_was_set_right_is_right_after_a_few_beats() -> None:
-    offset = 60.0
-    for _ in range(6):
-        offset = beats.steady(offset, 0.0)
-    assert offset < 1.0
+def test_beats_that_waited_do_not_make_a_good_clock_look_bad() -> None:
+    backlog = [(600 + number / 100, -600.0 + 5 * number) for number in range(120)]
+    assert measured((0, 0.0), *backlog, (602, 0.01)) == 0.01
+    assert measured((0, 0.0), *backlog) == 0.0
 
 
-@given(st.floats(-100, 100), st.lists(st.floats(0, 5), min_size=1))
-def test_the_offset_never_exceeds_the_true_one(true: float, delays: list[float]) -> None:
+def test_a_clock_that_runs_ahead_is_seen_at_once() -> None:
+    assert measured((0, 0.0), (5, 60.0)) == 60.0
+
+
+def test_a_clock_that_was_set_back_is_seen_when_half_a_minute_shows_nothing_else() -> None:
+    late = [(5.0 * number, -60.0) for number in range(1, 7)]
+    assert measured((0, 0.0), *late) == 0.0
+    assert measured((0, 0.0), *late, (35, -61.0)) == -60.0
+
+
+def test_the_first_beat_of_a_run_may_have_waited_but_not_for_hours() -> None:
+    for ahead, offset in ((-3.0, 0.0), (-3600.0, -3600.0), (3.0, 3.0)):
+        pulse = hear(Pulse(), "a", 1, ahead)
+        assert pulse is not None
+        assert pulse.offset == offset
+
+
+@given(st.floats(-100, 100), st.lists(st.tuples(st.floats(0, 60), st.floats(0, 5)), min_size=1))
+def test_the_offset_never_exceeds_the_true_one(true: float, beats_heard: list[tuple[float, float]]) -> None:
     """Delivery only delays, so every measurement is at most the truth, and so is what is made of them."""
-    offset: float | None = None
-    for delay in delays:
-        offset = beats.steady(offset, true - delay)
-        assert offset <= true + 1e-9
+    pulse, seconds = Pulse(), 0.0
+    for pause, delay in beats_heard:
+        seconds += pause
+        pulse = beats.measure(pulse, true - delay, NOW + dt.timedelta(seconds=seconds))
+        assert pulse.offset is not None
+        assert true - 5 <= pulse.offset <= true
 
 
 def test_a_report_is_dated_on_our_clock() -> None:
