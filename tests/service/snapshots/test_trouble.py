@@ -207,7 +207,7 @@ def _half_made(site: Site, host: FakeAgent, vm: str, ask: dict[str, Any], *, use
         return look(request)
 
     host.fail("switch_leaves", errors.HypervisorRefused(host_id=host.host_id, action="it", reason="no"))
-    host.world.look_disk = look_after  # type: ignore[method-assign]
+    host.world.look_disk = look_after  # type: ignore[method-assign, assignment]
 
 
 def test_a_new_volume_that_qemu_does_not_use_is_taken_away(site: Site, host: FakeAgent) -> None:

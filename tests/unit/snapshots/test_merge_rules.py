@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
 from contracts import errors
 from services.snapshots import chain
 from services.snapshots.chain import GAP, Do
-from services.snapshots.facts import DiskFacts
+from services.snapshots.facts import DiskFacts, Volume
 from tests.unit.snapshots.looks import ACTIVE, GIB, INTERNAL, job, look, volume
 
-MERGED = {"headers": {"v3": "v1"}, "qemu": ["v3", "v1"]}
-PIVOTED = {"qemu": ["v2", "v1"], "leaf": "v2"}
+MERGED: dict[str, Any] = {"headers": {"v3": "v1"}, "qemu": ["v3", "v1"]}
+PIVOTED: dict[str, Any] = {"qemu": ["v2", "v1"], "leaf": "v2"}
 
 COMMIT_INTERNAL = {
     "nothing runs: ask": (look(), False, Do.ASK),
@@ -140,7 +142,7 @@ def test_the_way_back_is_closed_once_the_image_moved(plan: chain.MergePlan, fact
     assert chain.merged(plan, facts) is moved
 
 
-def _child(parent: str, backing: str) -> list[object]:
+def _child(parent: str, backing: str) -> list[Volume]:
     return [volume("v1", None), volume("v2", "v1"), volume("v3", parent, backing_id=backing)]
 
 
