@@ -2,6 +2,7 @@
 
 running ──▶ done                 every step settled
 running ──▶ undoing ──▶ undone   a failure or a cancel before the point of no return; `reason` says which
+undoing ──▶ running              an undo found that only forward is left (GoOn)
 running, undoing ──▶ stuck       a person is needed; `action` says for what; resume puts it back
 """
 
