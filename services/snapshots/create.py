@@ -120,7 +120,7 @@ class Create:
     # -- small parts --------------------------------------------------------------------------------------
 
     def _look(self, flow: Flow, line: Mapping[str, Any]) -> DiskFacts:
-        with peers.patient():
+        with peers.patient(peers.BLIND):
             return self.desk.peers.look(flow.data["host_id"], flow.subject, _ref(line), peers.claim_of(flow))
 
     def _discard(self, flow: Flow, line: Mapping[str, Any]) -> None:

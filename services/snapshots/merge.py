@@ -206,7 +206,7 @@ class Merge:
         return (row, seen) if moved is None else (moved, self._look_at(flow, moved))
 
     def _look_at(self, flow: Flow, row: MergeRow) -> DiskFacts:
-        with peers.patient():
+        with peers.patient(peers.BLIND):
             return self.desk.peers.look(row.host_id, row.vm_id, _ref(row), peers.claim_of(flow))
 
     def _watch_space(self, flow: Flow, row: MergeRow, facts: DiskFacts) -> None:

@@ -32,12 +32,16 @@ class Caller(Protocol):
     ) -> dict[str, Any]: ...
 
 
+# A look that failed has learnt nothing, whatever the reason.
+BLIND = (*PASSING, errors.StorageFailed, errors.DomainUnusable, errors.HypervisorRefused)
+
+
 @contextlib.contextmanager
-def patient() -> Iterator[None]:
+def patient(passing: tuple[type[errors.Problem], ...] = PASSING) -> Iterator[None]:
     """Inside a step: what passes by itself is unknown, not failed."""
     try:
         yield
-    except PASSING as problem:
+    except passing as problem:
         raise Unknown(problem) from problem
 
 

@@ -143,6 +143,15 @@ def test_nothing_is_done_while_qemu_and_libvirt_differ(site: Site, host: FakeAge
     assert site.end_of(removal)["state"] == "done"
 
 
+def test_a_look_that_fails_decides_nothing(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host)
+    removal = _copying(site, host, snapshot)
+    host.fail("look_disk", errors.StorageFailed(action="reading", path="/mnt", reason="an I/O error"), times=3)
+    host.world.job_rate = 16 * MIB
+    assert site.end_of(removal)["state"] == "done"
+    assert site.agrees(host, vm)
+
+
 def test_a_silent_host_is_waited_for(site: Site, host: FakeAgent) -> None:
     vm = site.vm(host)
     snapshot = site.taken(vm)
