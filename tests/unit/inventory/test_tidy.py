@@ -94,8 +94,10 @@ class Town:
                 "vms": listed,
                 **other,
             }
-            loaded = hostagent.heartbeat.load(news)
-            self.scene.write(lambda session, loaded=loaded: hosts.hear_heartbeat(self.scene, session, loaded))
+            self._hear(hostagent.heartbeat.load(news))
+
+    def _hear(self, news: Ask) -> None:
+        self.scene.write(lambda session: hosts.hear_heartbeat(self.scene, session, news))
 
     def pass_time(self, seconds: float) -> None:
         """Beats arrive every 5 s meanwhile."""
@@ -272,5 +274,6 @@ def test_deletions_are_forgotten_when_no_message_can_come_back(town: Town) -> No
 
     deleted_at = dt.datetime.now(dt.UTC)
     for later, kept in ((dt.timedelta(days=-1), True), (dt.timedelta(days=1), False)):
-        town.scene.write(lambda session, before=deleted_at + later: store.forget_gone(session, before))
+        with town.scene.database.write() as session:
+            store.forget_gone(session, deleted_at + later)
         assert remembered() is kept
