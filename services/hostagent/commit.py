@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
 from typing import Any
@@ -10,7 +11,7 @@ import libvirt
 
 from chassis import crash
 from contracts import errors
-from services.hostagent import claims, layout, views
+from services.hostagent import claims, layout, monitor, views
 from services.hostagent.jobs import Jobs
 from services.hostagent.virt import NoDomain
 from services.hostagent.work import Parts, Request
@@ -156,14 +157,19 @@ def abort(parts: Parts, vm_id: str, disk: dict[str, Any]) -> None:
         except NoDomain as lost:
             raise errors.VmUnsure(vm_id=vm_id, reason=str(lost)) from None
         except errors.HypervisorRefused:
-            # it may have ended in the meantime; a job that stays is refused for good after the limit
-            if time.monotonic() > limit:
-                raise
+            # it ended in the meantime, or it is a paused one, which QEMU cancels only by force
+            _force(parts, vm_id, now.job.id)
         if time.monotonic() > limit:
             raise errors.HypervisorRefused(
                 host_id=parts.place.host_id, action="blockJobAbort", reason=f"QEMU still has job {now.job.id}"
             )
         time.sleep(0.05)
+
+
+def _force(parts: Parts, vm_id: str, job: str) -> None:
+    """libvirt hears of the end by QEMU's event and clears up as after its own cancel."""
+    with contextlib.suppress(monitor.Mute, monitor.Refused):
+        parts.monitors.ask(vm_id, "block-job-cancel", {"device": job, "force": True})
 
 
 def written_backing(names: list[str]) -> str:

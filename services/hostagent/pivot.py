@@ -25,6 +25,7 @@ from services.hostagent.virt import NoDomain
 from services.hostagent.work import Parts, Request
 
 DRIVE_SECONDS = 45.0  # of one ask; the pause stays journalled and is driven on in the background after that
+STUCK_SECONDS = 3.0  # that a job may be neither ready nor over
 SETTLE = 0.02  # seconds between looks while QEMU is between two states
 AGAIN = 0.2  # seconds after something did not work
 KEEP_EVERY = 2.0  # seconds between attempts in the background
@@ -96,9 +97,12 @@ class Pivot:
             raise errors.JobFailed(disk_id=disk_id, reason="there is no job to pivot")
         if not qemu.works_on(request["base_id"], request["top_id"]):
             raise errors.ForeignJob(disk_id=disk_id, job=qemu.job.id)
-        if not (qemu.job.ready and libvirt_.mirror_ready):
+        if not (qemu.job.status == "ready" and libvirt_.mirror_ready):
             raise errors.VmWrongState(
-                vm_id=request["vm_id"], state="still copying", action="pivot", needs="at a ready mirror"
+                vm_id=request["vm_id"],
+                state=f"at a job that is {qemu.job.status}",
+                action="pivot",
+                needs="at a ready mirror",
             )
 
     # -- the drive --
@@ -138,12 +142,12 @@ class Pivot:
             raise _NotYet(f"QEMU writes to {qemu.leaf}, which is neither end of the merge")
         elif qemu.job is None:
             self._back_on_top(pause, "the job ended without a pivot", failed=True)
-        elif not qemu.job.ready or qemu.job.status != "ready":
-            time.sleep(SETTLE)  # it is just being completed or cancelled
-            raise _NotYet(f"job {qemu.job.id} is {qemu.job.status}")
-        elif pause["tries"] >= self._parts.place.pivot_tries:
+        elif pause["tries"] >= self._parts.place.pivot_tries or times.stuck():
             commit.abort(self._parts, vm_id, pause["disk"])
-            self._back_on_top(pause, pause["reason"], failed=False)
+            self._back_on_top(pause, pause["reason"] or f"its job was {qemu.job.status}", failed=False)
+        elif qemu.job.status != "ready":
+            times.wait()  # it is just being completed or cancelled, or somebody paused it
+            raise _NotYet(f"job {qemu.job.id} is {qemu.job.status}")
         else:
             self._try(pause, qemu, times)
 
@@ -279,9 +283,19 @@ class _Times:
 
     def __init__(self) -> None:
         self._parts = {"suspend_ms": 0.0, "pivot_ms": 0.0, "mark_ms": 0.0, "resume_ms": 0.0}
+        self._waiting = 0.0
 
     def part(self, name: str) -> _Watch:
         return _Watch(self._parts, name)
+
+    def wait(self) -> None:
+        """Before the next look at a job that is between two states."""
+        self._waiting = self._waiting or time.monotonic()
+        time.sleep(SETTLE)
+
+    def stuck(self) -> bool:
+        """Whether the job has been between two states for too long for a guest that stands still."""
+        return self._waiting > 0 and time.monotonic() - self._waiting > STUCK_SECONDS
 
     def facts(self) -> dict[str, float]:
         return {name: round(value, 2) for name, value in self._parts.items()}

@@ -62,7 +62,7 @@ class Switch:
             yield
 
     def _put(self, entry: dict[str, Any]) -> None:
-        """The new volume lies on the leaf, made now or before. Raises NotFound, ChainDiffers and what storage raises."""
+        """The new volume lies on the leaf, made now or before. Raises NotFound, ChainDiffers."""
         disk_id, domain = entry["disk"]["disk_id"], entry["disk"]["domain"]
         new, parent = entry["volume_id"], entry["parent_id"]
         view = self._parts.storage.volumes(domain, disk_id)

@@ -104,7 +104,8 @@ class Vm:
 
     def __init__(self, agent: Agent, folder: Path, guest: image.Image, disks: int = 1, **writing: Any) -> None:
         self.agent, self.guest = agent, guest
-        self.id, self.domain = new_id(), {"id": new_id(), "path": str(folder / "storage")}
+        self.id = new_id()
+        self.domain = {"id": new_id(), "path": str(folder / f"storage-{self.id[:8]}")}
         self.disks = [{"disk_id": new_id(), "domain": self.domain} for _ in range(disks)]
         self.volumes = [[new_id()] for _ in self.disks]
         self.log = folder / f"{self.id}.serial"

@@ -18,7 +18,7 @@ pytestmark = [pytest.mark.lab, pytest.mark.chaos]
 
 
 def complete_behind_libvirts_back(agent: Agent, vm: Vm) -> None:
-    """libvirtd is dead; over the socket that was its own QEMU is told to pivot, as a libvirtd that died just then had."""
+    """libvirtd is dead; over the socket that was its own QEMU is told to pivot, as if it had died a moment later."""
     (socket,) = Path(agent.host.folder / "lib/qemu").glob(f"domain-*-vm-{vm.id[:10]}*/monitor.sock")
 
     async def complete() -> None:

@@ -1,0 +1,33 @@
+"""A native call that hangs for a minute costs its caller an error, and nobody else anything."""
+
+import time
+from collections.abc import Callable
+
+import pytest
+
+from contracts import errors
+from tests.system.hostagent.lab import Agent, Vm, in_background
+
+pytestmark = pytest.mark.lab
+
+
+@pytest.mark.parametrize("hang", ["snapshotCreateXML:60", "switch_leaves:60"])
+def test_a_call_that_hangs_stops_neither_heartbeats_nor_others(
+    agent: Agent, make_vm: Callable[..., Vm], hang: str
+) -> None:
+    first, second = make_vm(), make_vm()
+    for vm in (first, second):
+        vm.start()
+    agent.kill()
+    agent.env["DRYSTONE_TEST_HANG"] = hang
+    agent.start()
+    with in_background(first.snapshot) as outcome:
+        time.sleep(1)
+        began = time.monotonic()
+        for _ in range(5):
+            assert len(agent.beat()["vms"]) == 2
+            second.look()
+        second.snapshot()
+        assert time.monotonic() - began < 15
+        assert not outcome
+    assert isinstance(outcome["problem"], (errors.HypervisorAway, errors.NoAnswer)) or "reply" in outcome
