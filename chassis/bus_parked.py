@@ -67,7 +67,7 @@ def _read(message: Any) -> Parked:
 def _settle(channel: Any, service: str, parked: Parked, verdict: str) -> None:
     message = parked.message
     if verdict == "keep":
-        message.reject(requeue=True)
+        channel.basic_reject(message.delivery_tag, requeue=True)
         return
     if verdict == "return":
         headers = {name: value for name, value in (message.headers or {}).items() if name.startswith("x-drystone-")}
@@ -81,7 +81,7 @@ def _settle(channel: Any, service: str, parked: Parked, verdict: str) -> None:
             content_encoding="utf-8",
         )
         channel.basic_publish_confirm(copy, wire.again_exchange(service), f"0.{parked.queue}", mandatory=True)
-    message.ack()
+    channel.basic_ack(message.delivery_tag)
 
 
 def main(arguments: list[str]) -> None:

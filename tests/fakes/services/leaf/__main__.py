@@ -18,6 +18,7 @@ from tests.fakes.services.leaf.tables import said
 @dataclass(frozen=True)
 class Settings(FrameSettings):
     section: ClassVar[str] = "leaf"
+    appetite: str = setting("", "anything here makes poison digestible")
     slow: float = setting(0.0, "seconds that each event takes")
 
 
@@ -67,7 +68,7 @@ class Leaf(bus.Service):
     def said(self, news: dict[str, Any], session: Any) -> None:
         bus.sleep(getattr(self.frame.settings, "slow"))  # noqa: B009
         self._keep(session, news["text"], news["number"])
-        if news["text"] == "poison":
+        if news["text"] == "poison" and not getattr(self.frame.settings, "appetite"):  # noqa: B009
             raise ValueError("cannot digest it")
 
     @bus.hears(promises.beat, key="host_id")
