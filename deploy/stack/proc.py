@@ -8,7 +8,7 @@ from deploy.stack import wait
 
 
 def child_of(pid: int) -> int:
-    """The pid of the first child; waits up to 5 s for it to appear."""
+    """The pid of the first child; waits up to 20 s for it to appear."""
 
     def look() -> int | None:
         # an exited parent has no such file: the caller sees that by its Popen
@@ -19,7 +19,7 @@ def child_of(pid: int) -> int:
         # a zombie without children is a command that ended before we could look
         return int(text.split()[0]) if text.split() else (pid if state(pid) == "Z" else None)
 
-    return wait.until(f"a child of process {pid}", look, 5.0, every=0.005)
+    return wait.until(f"a child of process {pid}", look, 20.0, every=0.005)
 
 
 def state(pid: int) -> str:

@@ -17,6 +17,7 @@ from typing import IO
 from deploy.stack import proc, wait
 
 FIRST = Path(__file__).with_name("first.py")
+ENTER = Path(__file__).with_name("enter.py")
 Command = Sequence[str | Path]
 
 
@@ -26,7 +27,7 @@ class RoomGone(Exception):
 
 @dataclass
 class Running:
-    """A process inside a room: `pid` is the real one, `door` the nsenter that waits for it."""
+    """A process inside a room: `pid` is the real one, `door` the enter.py that waits for it."""
 
     pid: int
     door: subprocess.Popen[bytes]
@@ -37,16 +38,6 @@ class Running:
     def signal(self, number: int) -> None:
         if self.alive():
             os.kill(self.pid, number)
-        if number == signal.SIGSTOP:
-            self._wait_for_door("T")
-        if number == signal.SIGCONT:
-            _wake(self.door)
-            self._wait_for_door("S")
-
-    def _wait_for_door(self, letter: str) -> None:
-        """nsenter stops and goes on after its process does, and then thaws it once more: a signal that we send
-        before it is through would be undone."""
-        wait.until("nsenter to follow", lambda: proc.state(self.door.pid) in (letter, "Z", ""), 10, every=0.001)
 
     def end(self, seconds: float = 10.0) -> int:
         """SIGTERM, and SIGKILL when that did not help in time; returns the exit status."""
@@ -54,13 +45,13 @@ class Running:
             os.kill(self.pid, signal.SIGTERM)
             self.signal(signal.SIGCONT)  # a stopped process would not notice
         try:
-            return reap(self.door, seconds)
-        except wait.NotInTime:
+            return self.door.wait(seconds)
+        except subprocess.TimeoutExpired:
             return self.kill()
 
     def kill(self) -> int:
         self.signal(signal.SIGKILL)
-        return reap(self.door, 10)
+        return self.door.wait(10)
 
 
 @dataclass
@@ -109,7 +100,7 @@ class Room:
         if self.alive():
             os.kill(self.pid, signal.SIGKILL)
         for door in self._doors:
-            reap(door, 30)
+            door.wait(30)
         self._outer.wait(30)
         self._doors.clear()
         if self._outer.stdin is not None:
@@ -127,7 +118,7 @@ class Room:
         with self._log(name).open("ab") as log:
             door = self._popen(argv, env, cwd, log)
         self._doors.append(door)
-        # nsenter forks once inside; its only child is the process itself
+        # its only child is the process itself
         return Running(proc.child_of(door.pid), door)
 
     def run(
@@ -160,7 +151,9 @@ class Room:
     def _popen(
         self, argv: Command, env: Mapping[str, str] | None, cwd: Path | None, log: IO[bytes]
     ) -> subprocess.Popen[bytes]:
-        words = [*self.enter(), *([f"--wd={cwd}"] if cwd else []), "--", *map(str, argv)]
+        if not self.alive():
+            raise RoomGone(f"room {self.name} is not running")
+        words = ["/usr/bin/python3", "-I", "-S", str(ENTER), str(self.pid), str(cwd or "/"), *map(str, argv)]
         return subprocess.Popen(
             words, env=env, stdin=subprocess.DEVNULL, stdout=log, stderr=log, start_new_session=True
         )
@@ -169,25 +162,6 @@ class Room:
         folder = self.folder / "log"
         folder.mkdir(parents=True, exist_ok=True)
         return folder / f"{name}.log"
-
-
-def reap(door: subprocess.Popen[bytes], seconds: float) -> int:
-    """Wait for an nsenter whose process was told to end. One that is stopped would never see it, and would hold up
-    the end of the whole room, so it is woken until it has."""
-
-    def look() -> bool:
-        if door.poll() is None:
-            _wake(door)
-        return door.poll() is not None
-
-    wait.until(f"process {door.pid} to end", look, seconds, every=0.01)
-    return int(door.returncode)
-
-
-def _wake(door: subprocess.Popen[bytes]) -> None:
-    """nsenter stops itself when its process is stopped; its SIGCONT thaws the process too."""
-    if door.poll() is None:
-        os.kill(door.pid, signal.SIGCONT)
 
 
 def end_by_name(left: dict[str, int | str], seconds: float = 30.0) -> bool:

@@ -37,7 +37,8 @@ def test_a_room_ends_with_the_process_that_made_it(tmp_path: Path) -> None:
     script = (
         "import pathlib, sys, time; from deploy.stack import room\n"
         f"one = room.Room('x', pathlib.Path({str(tmp_path)!r})); one.start()\n"
-        "print(one.spawn('s', ['sleep', '1000']).pid, flush=True); time.sleep(1000)"
+        "running = one.spawn('s', ['sleep', '1000']); running.signal(19)  # frozen: the hardest to end\n"
+        "print(running.pid, flush=True); time.sleep(1000)"
     )
     root = Path(__file__).parents[3]
     with subprocess.Popen([sys.executable, "-c", script], stdout=subprocess.PIPE, cwd=root) as maker:
@@ -94,7 +95,7 @@ def test_a_frozen_process_goes_on_when_thawed_and_is_seen_to_end(one: room.Room)
 def test_a_room_with_a_frozen_process_ends(one: room.Room) -> None:
     running = one.spawn("sleeper", ["sleep", "1000"])
     running.signal(signal.SIGSTOP)
-    wait.until("its door to stop too", lambda: proc.state(running.door.pid) == "T")
+    wait.until("it to stop", lambda: proc.state(running.pid) == "T")
     one.end()
     assert gone(running.pid)
 
