@@ -151,5 +151,6 @@ def test_every_change_is_told_with_its_version(site: Site) -> None:
     site.ask(inventory.change_vm, id=vm["id"], version=1, description="new")
     site.ask(inventory.delete_vm, id=vm["id"], version=2)
     gone.until(lambda news: {"id": vm["id"]} in news)
+    heard.until(lambda news: any((one["id"], one["version"]) == (vm["id"], 3) for one in news))
     told = [(news["version"], news["state"]) for news in heard.news if news["id"] == vm["id"]]
     assert told == [(1, "down"), (2, "down"), (3, "deleting")]
