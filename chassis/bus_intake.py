@@ -30,8 +30,8 @@ class Bounded(kombu.Consumer):
     limit = 1
 
     def consume(self, no_ack: bool | None = None) -> None:
-        self.qos(prefetch_count=self.limit)  # type: ignore[no-untyped-call]
-        super().consume(no_ack)  # type: ignore[no-untyped-call]
+        self.qos(prefetch_count=self.limit)
+        super().consume(no_ack)
 
 
 class Intake(messaging.QueueConsumer):
@@ -48,7 +48,7 @@ class Intake(messaging.QueueConsumer):
 
     @property
     def connection(self) -> Any:
-        return kombu.Connection(self.amqp_uri, connect_timeout=lines.CONNECT_SECONDS, heartbeat=HEARTBEAT)  # type: ignore[no-untyped-call]
+        return kombu.Connection(self.amqp_uri, connect_timeout=lines.CONNECT_SECONDS, heartbeat=HEARTBEAT)
 
     def run(self) -> None:
         with contextlib.suppress(messaging.QueueConsumerStopped):
@@ -90,9 +90,9 @@ class Intake(messaging.QueueConsumer):
 
     def get_consumers(self, _consumer_cls: Any, channel: Any) -> Any:
         for provider in self._providers:
-            consumer = Bounded(  # type: ignore[no-untyped-call]
+            consumer = Bounded(
                 channel,
-                queues=[kombu.Queue(provider.declare(channel))],  # type: ignore[no-untyped-call]
+                queues=[kombu.Queue(provider.declare(channel))],
                 callbacks=[partial(self.handle_message, provider)],
                 auto_declare=False,
                 accept=["json"],

@@ -85,7 +85,7 @@ class Letter:
 
 def connect(uri: str, heartbeat: int = 0) -> Any:
     """An open amqp connection. Raises Away with a reason that a person understands."""
-    wanted = kombu.Connection(uri, connect_timeout=CONNECT_SECONDS, heartbeat=heartbeat)  # type: ignore[no-untyped-call]
+    wanted = kombu.Connection(uri, connect_timeout=CONNECT_SECONDS, heartbeat=heartbeat)
     try:
         return wanted.transport.establish_connection()
     except FAULTS as fault:
@@ -134,7 +134,7 @@ class Line:
     def __init__(self, uri: str) -> None:
         self.used = time.monotonic()
         self.connection = connect(uri)
-        self._user = str(kombu.Connection(uri).userid or "guest")  # type: ignore[no-untyped-call]
+        self._user = str(kombu.Connection(uri).userid or "guest")
         self._exchanges: set[str] = set()
         self._sent = 0
         self._waiting: dict[int, Letter] = {}

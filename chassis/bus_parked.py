@@ -43,7 +43,7 @@ class Parked:
 
 def visit(uri: str, service: str, verdict: Verdict) -> list[Parked]:
     """Look at every parked message once and do with it what `verdict` says. Raises OSError or amqp.AMQPError."""
-    with kombu.Connection(uri, connect_timeout=5) as connection:  # type: ignore[no-untyped-call]
+    with kombu.Connection(uri, connect_timeout=5) as connection:
         channel = connection.transport.establish_connection().channel()
         channel.confirm_select()
         seen: list[Parked] = []

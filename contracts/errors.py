@@ -1,3 +1,4 @@
+# budget: one visible tree
 """The whole tree of errors that may cross the bus or the HTTP API.
 
 Every error is a noun with fields. It knows its stable `code`, the HTTP `status` it becomes, a `message` and a

@@ -5,6 +5,8 @@ number); the agent remembers the highest number per disk and flow and refuses lo
 Where a request names a domain it names its directory too: the agent holds no configuration of domains.
 """
 
+# budget: one owner, one file of promises
+
 from __future__ import annotations
 
 from contracts import errors
@@ -404,11 +406,11 @@ look_vm = Rpc(OWNER, "look_vm", VmRef, VmFacts, _VIRT)
 
 look_disk = Rpc(OWNER, "look_disk", LookDisk, DiskFacts, (*_CHAIN, *_VIRT, errors.StaleClaim), deadline=20)
 switch_leaves = Rpc(OWNER, "switch_leaves", SwitchLeaves, Switched, _MERGE, deadline=90)
-start_commit = Rpc(OWNER, "start_commit", StartCommit, f.Nothing, _MERGE, deadline=60)
+start_commit = Rpc(OWNER, "start_commit", StartCommit, f.Nothing, _MERGE, deadline=20)
 set_bandwidth = Rpc(OWNER, "set_bandwidth", SetBandwidth, f.Nothing, _MERGE)
 cancel_job = Rpc(OWNER, "cancel_job", CancelJob, f.Nothing, _MERGE, deadline=30)
-pivot = Rpc(OWNER, "pivot", MergeAsk, Pivoted, _MERGE, deadline=60)
-record_merge = Rpc(OWNER, "record_merge", MergeAsk, f.Nothing, _MERGE, deadline=30)
+pivot = Rpc(OWNER, "pivot", MergeAsk, Pivoted, _MERGE, deadline=20)
+record_merge = Rpc(OWNER, "record_merge", MergeAsk, f.Nothing, _MERGE, deadline=15)
 discard_volume = Rpc(OWNER, "discard_volume", Discard, f.Nothing, _MERGE, deadline=120)
 
 heartbeat = Event(OWNER, "heartbeat", Heartbeat)

@@ -41,6 +41,7 @@ class _NotYet(Exception):
     """Nothing was learnt or gained: look again."""
 
 
+# budget: the whole drive of one pause, read from top to bottom
 class Pivot:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts

@@ -74,7 +74,7 @@ def _schemas(found: list[Rpc | Event]) -> dict[str, type[Schema]]:
     return seen
 
 
-def _field(field: fields.Field) -> str:  # type: ignore[type-arg]
+def _field(field: fields.Field) -> str:
     words = [_named(type(field.schema)) if isinstance(field, fields.Nested) else type(field).__name__]
     if isinstance(field, fields.List):
         words.append(f"of {_field(field.inner)}")
@@ -96,7 +96,7 @@ def _rule(rule: object) -> str:
     if isinstance(rule, validate.Length):
         return f"length {rule.min}..{rule.max}"
     if isinstance(rule, validate.Regexp):
-        return f"like {rule.regex.pattern}"
+        return f"like {rule.regex.pattern!s}"
     return type(rule).__name__
 
 

@@ -55,6 +55,7 @@ class FakeVm:
         return {**shown, "pid": self.pid, "paused_by": self.paused_by}
 
 
+# budget: a whole host in memory; its parts share one lock
 class World:
     """`host_id`'s VMs over a storage that may be shared. `obedient`: guests follow a request to shut down.
 

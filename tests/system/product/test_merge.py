@@ -39,7 +39,7 @@ def test_a_snapshot_of_chosen_disks_leaves_the_others_alone(writing_vm: VmOf) ->
     job = vm.api.create_snapshot(vm.id, {"description": "one disk", "disk_ids": [vm.disks[1]]})
     vm.finish(job["id"])
     assert [len(vm.chain(0)), len(vm.chain(1))] == [1, 2]
-    vm.remove(job["snapshot_id"])
+    vm.remove(str(job["snapshot_id"]))
     deaths.assert_whole(vm, snapshots=0)
 
 

@@ -47,7 +47,7 @@ EOF
 """
 
 KEYS = st.from_regex(r"[A-Z_][A-Z0-9_]{0,20}", fullmatch=True).filter(lambda k: k not in {"_SHA_CKSUM", "NONE"})
-VALUES = st.text(st.characters(exclude_characters="\n\0", exclude_categories=("Cs",)), max_size=60)
+VALUES = st.text(st.characters(exclude_characters="\n\0", exclude_categories=["Cs"]), max_size=60)
 
 
 def refused(data: bytes) -> str:
