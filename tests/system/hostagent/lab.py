@@ -196,11 +196,11 @@ class Vm:
         wait.until("the commit", look, 60)
         return facts
 
-    def wait_ready(self) -> dict[str, Any]:
+    def wait_ready(self, disk: int = 0) -> dict[str, Any]:
         facts: dict[str, Any] = {}
 
         def look() -> bool:
-            facts.update(self.look())
+            facts.update(self.look(disk))
             job = facts["qemu"]["job"]
             return bool(job and job["ready"] and facts["libvirt"]["mirror_ready"] and facts["unsure"] is None)
 
@@ -225,8 +225,11 @@ class Vm:
 
     def check(self, disk: int = 0) -> model.Result:
         """Every acknowledged block reads back from the leaf. The VM must be down."""
-        folder = Path(self.domain["path"]) / self.domain["id"] / "images" / self.disks[disk]["disk_id"]
-        return model.check_image(model.read_log(self.log), disk, folder / self.leaf(disk))
+        return model.check_image(model.read_log(self.log), disk, self.folder(disk) / self.leaf(disk))
+
+    def folder(self, disk: int = 0) -> Path:
+        """Where the disk's volumes lie."""
+        return Path(self.domain["path"]) / self.domain["id"] / "images" / str(self.disks[disk]["disk_id"])
 
     def running(self) -> bool:
         return str(self.agent.ask("look_vm", {"vm_id": self.id})["state"]) == "running"

@@ -14,10 +14,6 @@ from tests.system.hostagent.lab import MIB, Agent, Vm, in_background, new_id
 pytestmark = pytest.mark.lab
 
 
-def image_folder(vm: Vm, disk: int = 0) -> Path:
-    return Path(vm.domain["path"]) / vm.domain["id"] / "images" / vm.disks[disk]["disk_id"]
-
-
 def ready_active_commit(vm: Vm) -> dict:
     vm.snapshot()
     vm.writes_on()
@@ -46,7 +42,7 @@ def test_internal_and_active_layers_are_merged_under_a_writing_guest(agent: Agen
     vm.writes_on()
     vm.power_off()
     assert vm.check().ok, vm.check().summary()
-    assert {path.name[:36] for path in image_folder(vm).iterdir()} == set(vm.volumes[0])
+    assert {path.name[:36] for path in vm.folder().iterdir()} == set(vm.volumes[0])
 
 
 def test_the_news_of_a_merge_come_once_a_second_and_end_with_its_end(agent: Agent, vm: Vm) -> None:
@@ -94,7 +90,7 @@ def test_two_disks_are_switched_at_once_and_merged_apart(make_vm: Callable[..., 
     vm.writes_on()
     for disk in (0, 1):
         request = vm.commit(0, disk)
-        wait.until("ready", lambda disk=disk: (vm.look(disk)["qemu"]["job"] or {}).get("ready"), 60)
+        vm.wait_ready(disk)
         vm.agent.ask("pivot", request)
         vm.finish(request, disk)
     vm.writes_on()
@@ -185,7 +181,7 @@ def test_a_job_that_somebody_else_began_is_not_touched(agent: Agent, vm: Vm) -> 
         vm.snapshot()
     vm.writes_on()
     chain = vm.look()["libvirt"]["chain"]
-    folder = image_folder(vm)
+    folder = vm.folder()
     agent.host.virsh(
         "blockcommit", f"vm-{vm.id}", "vda", "--base", folder / chain[3], "--top", folder / chain[1], "--bandwidth", "1"
     )
@@ -197,7 +193,7 @@ def test_a_job_that_somebody_else_began_is_not_touched(agent: Agent, vm: Vm) -> 
 def test_a_volume_that_somebody_else_refers_to_is_not_merged(agent: Agent, vm: Vm) -> None:
     vm.snapshot()
     vm.snapshot()
-    stranger = image_folder(vm) / "backup.qcow2"
+    stranger = vm.folder() / "backup.qcow2"
     words = ["qemu-img", "create", "-q", "-f", "qcow2", "-u", "-b", vm.volumes[0][1], "-F", "qcow2", str(stranger)]
     subprocess.run([*words, "256M"], check=True)
     with pytest.raises(errors.VolumeInUse, match=r"backup\.qcow2"):
@@ -210,7 +206,7 @@ def test_a_backing_name_that_would_grow_too_long_is_refused(agent: Agent, vm: Vm
     vm.snapshot()
     vm.snapshot()
     vm.power_off()
-    volumes, folder = vm.volumes[0], image_folder(vm)
+    volumes, folder = vm.volumes[0], vm.folder()
     for upper, lower in zip(volumes[1:], volumes, strict=False):
         long = f"../{folder.name}/" * 12 + lower
         words = ["qemu-img", "rebase", "-u", "-b", long, "-F", "qcow2", upper]
@@ -232,7 +228,7 @@ def test_a_backing_file_outside_the_domain_is_refused_at_start(agent: Agent, vm:
     vm.power_off()
     foreign = folder / "foreign.qcow2"
     subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", str(foreign), "256M"], check=True)
-    leaf = image_folder(vm) / vm.volumes[0][0]
+    leaf = vm.folder() / vm.volumes[0][0]
     subprocess.run(["qemu-img", "rebase", "-u", "-b", str(foreign), "-F", "qcow2", str(leaf)], check=True)
     with pytest.raises((errors.BackingOutside, errors.ChainBroken)):
         agent.ask("start_vm", vm.spec())
@@ -257,6 +253,26 @@ def test_a_snapshot_that_must_be_quiesced_fails_without_a_guest_agent(agent: Age
     assert vm.look()["qemu"]["chain"] == [vm.volumes[0][0]]
     agent.ask("switch_leaves", {**request, "quiesce": "auto"})
     assert vm.look()["qemu"]["chain"][0] == new
+
+
+def test_a_vm_with_every_kind_of_device_starts(agent: Agent, make_vm: Callable[..., Vm]) -> None:
+    vm = make_vm(disks=3)
+    disks = [{"disk": disk, "bus": bus} for disk, bus in zip(vm.disks, ("scsi", "sata", "virtio"), strict=True)]
+    nics = [
+        {"id": new_id(), "mac": "56:6f:1a:00:00:01", "model": "virtio"},
+        {"id": new_id(), "mac": "56:6f:1a:00:00:02", "model": "e1000", "linked": False},
+    ]
+    spec = {**vm.spec(), "boot": None, "display": "vnc", "disks": disks, "nics": nics, "name": "a & <b>", "cpus": 2}
+    assert agent.ask("start_vm", spec)["state"] == "running"
+    for disk in range(3):
+        facts = vm.look(disk)
+        assert facts["qemu"]["chain"] == facts["libvirt"]["chain"] == vm.volumes[disk]
+    vm.snapshot()
+    for disk in range(3):
+        request = vm.commit(0, disk)
+        vm.wait_ready(disk)
+        agent.ask("pivot", request)
+        vm.finish(request, disk)
 
 
 def test_a_guest_shuts_down_by_its_button(agent: Agent, vm: Vm) -> None:

@@ -24,9 +24,10 @@ def complete_behind_libvirts_back(agent: Agent, vm: Vm) -> None:
     async def complete() -> None:
         client = QMPClient()
         await client.connect(str(socket))
-        (job,) = await client.execute("query-jobs")
-        await client.execute("block-job-complete", {"device": job["id"]})
-        while (await client.execute("query-jobs"))[0]["status"] != "concluded":
+        jobs: Any = await client.execute("query-jobs")
+        await client.execute("block-job-complete", {"device": jobs[0]["id"]})
+        while jobs[0]["status"] != "concluded":
+            jobs = await client.execute("query-jobs")
             await asyncio.sleep(0.02)
         await client.disconnect()
 

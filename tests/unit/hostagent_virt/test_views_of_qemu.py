@@ -1,0 +1,130 @@
+"""What QEMU's monitor and libvirt's XML said (recorded from QEMU 7.2 and libvirt 9.0), read."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from services.hostagent import blockgraph, domainxml, livexml, views
+from services.hostagent.process import Process
+
+RECORDED = Path(__file__).parent / "recorded"
+DISK = "dddddddd-0000-4000-8000-000000000001"
+V1, V2, V3 = (f"cccccccc-0000-4000-8000-00000000000{i}" for i in (1, 2, 3))
+
+
+def blocks(phase: str) -> blockgraph.Blocks:
+    told = json.loads((RECORDED / f"{phase}.graph.json").read_text())
+    return blockgraph.read(
+        told["x-debug-query-block-graph"],
+        told["query-named-block-nodes"],
+        told["query-block-jobs"],
+        told["query-jobs"],
+    )
+
+
+def live(phase: str) -> livexml.LiveDisk:
+    found = livexml.read((RECORDED / f"{phase}.live.xml").read_text()).disk(DISK)
+    assert found is not None
+    return found
+
+
+def names(paths: tuple[str, ...]) -> list[str]:
+    return [Path(path).name for path in paths]
+
+
+def chain(phase: str) -> tuple[blockgraph.Layer, ...]:
+    found = blocks(phase).chain(domainxml.alias(DISK))
+    assert found is not None
+    return found
+
+
+def qemu_view(phase: str) -> views.Qemu:
+    layers = chain(phase)
+    return views.Qemu(
+        state="running",
+        process=Process(7, 1, "aaaaaaaa-0000-4000-8000-000000000001", ()),
+        layers=layers,
+        ids=tuple(names(tuple(layer.path for layer in layers))),
+        job=blocks(phase).job(layers),
+    )
+
+
+def libvirt_view(phase: str) -> views.Libvirt:
+    disk = live(phase)
+    mirror = disk.mirror is not None
+    return views.Libvirt(
+        "running", disk.target, disk.chain, tuple(names(disk.chain)), mirror, disk.mirror_ready, None, False
+    )
+
+
+@pytest.mark.parametrize(
+    ("phase", "expected"),
+    [("idle", [V3, V2, V1]), ("internal", [V3, V2, V1]), ("ready", [V3, V2, V1]), ("pivoted", [V2, V1])],
+)
+def test_qemu_and_libvirt_show_the_same_chain_in_every_phase(phase: str, expected: list[str]) -> None:
+    assert names(tuple(layer.path for layer in chain(phase))) == expected
+    assert names(live(phase).chain) == expected
+    assert views.difference(qemu_view(phase), libvirt_view(phase)) is None
+
+
+@pytest.mark.parametrize(("phase", "top", "base", "ready"), [("internal", V2, V1, False), ("ready", V3, V2, True)])
+def test_a_job_has_the_ends_that_qemu_gives_it(phase: str, top: str, base: str, ready: bool) -> None:
+    view = qemu_view(phase)
+    assert view.works_on(base, top)
+    assert not view.works_on(top, base)
+    assert view.job is not None
+    assert view.job.ready is ready
+
+
+@pytest.mark.parametrize("phase", ["idle", "pivoted"])
+def test_without_a_job_there_is_none(phase: str) -> None:
+    assert qemu_view(phase).job is None
+
+
+def test_a_mirror_is_ready_only_when_libvirt_says_yes() -> None:
+    text = (RECORDED / "ready.live.xml").read_text()
+    assert live("ready").mirror_ready
+    for other in ("ready='pivot'", "ready='abort'", ""):
+        disk = livexml.read(text.replace("ready='yes'", other)).disk(DISK)
+        assert disk is not None
+        assert disk.mirror is not None
+        assert not disk.mirror_ready
+
+
+def test_a_device_that_qemu_does_not_have_has_no_chain() -> None:
+    assert blocks("idle").chain(domainxml.alias(V1)) is None
+
+
+def test_qemu_and_libvirt_differ_when_their_leaves_do() -> None:
+    reason = views.difference(qemu_view("pivoted"), libvirt_view("idle"))
+    assert reason == f"QEMU's chain is {V2} > {V1}, libvirt's is {V3} > {V2} > {V1}"
+
+
+def test_a_mirror_without_a_job_is_a_difference() -> None:
+    assert views.difference(qemu_view("idle"), libvirt_view("ready")) == "libvirt shows a mirror, QEMU has no job"
+
+
+@pytest.mark.parametrize(
+    ("qemu", "libvirt", "differs"),
+    [
+        ("running", "running", False),
+        ("paused", "running", False),
+        ("absent", "absent", False),
+        ("absent", "shutoff", False),
+        ("absent", "away", False),
+        ("running", "absent", True),
+        ("running", "shutoff", True),
+        ("running", "away", True),
+        ("unreachable", "running", True),
+        ("absent", "running", True),
+    ],
+)
+def test_not_found_or_shut_off_never_means_stopped(qemu: str, libvirt: str, differs: bool) -> None:
+    assert bool(views.life_difference(qemu, libvirt)) is differs
+
+
+def test_facts_carry_what_the_promise_names() -> None:
+    told = views.qemu_facts(qemu_view("ready"))
+    assert told["chain"] == [V3, V2, V1]
+    assert (told["job"]["top_id"], told["job"]["base_id"], told["job"]["status"]) == (V3, V2, "ready")
