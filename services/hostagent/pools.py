@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 import threading
 import time
 from collections.abc import Callable
@@ -60,4 +61,5 @@ def hang_for_test(what: str) -> None:
     name, _, seconds = wish.partition(":")
     if name == what:
         _hung.set()
+        sys.stderr.write(f"{what} hangs for a test\n")
         time.sleep(float(seconds))

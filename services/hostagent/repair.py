@@ -37,10 +37,11 @@ class Repair:
 
     def mend(self, vm_id: str) -> None:
         """One try, if any is left. Raises VmUnsure when it did not help or may not be tried."""
-        if self._spent(vm_id):
-            raise errors.VmUnsure(vm_id=vm_id, reason="libvirt could not be repaired; a person has to look")
         began = time.monotonic()
         try:
+            self._refuse_vain(vm_id)
+            if self._spent(vm_id):
+                raise errors.VmUnsure(vm_id=vm_id, reason="libvirt could not be repaired; a person has to look")
             with self._virt.gate.alone(GATE_SECONDS):
                 self._restart_around(vm_id)
         except (statusxml.Unmendable, monitor.Mute, monitor.Refused, locks.GateClosed, OSError) as fault:
@@ -48,6 +49,14 @@ class Repair:
         if not self._virt.wait(COMMAND_SECONDS) or not self._knows(vm_id):
             raise errors.VmUnsure(vm_id=vm_id, reason="libvirt does not know the VM after the repair")
         _log.info("libvirt was repaired", vm_id=vm_id, seconds=round(time.monotonic() - began, 2))
+
+    def _refuse_vain(self, vm_id: str) -> None:
+        """libvirtd is not stopped for a QEMU that does not answer, or for a file that cannot be put right."""
+        if process.find(vm_id) is not None:
+            statusxml.correct(self._status(vm_id).read_text(encoding="utf-8"), self._monitors.view(vm_id).blocks)
+
+    def _status(self, vm_id: str) -> Path:
+        return Path(self._place.libvirt_run) / f"{domainxml.name_of(vm_id)}.xml"
 
     def _spent(self, vm_id: str) -> bool:
         with self._lock:
@@ -70,7 +79,7 @@ class Repair:
 
     def _correct(self, vm_id: str) -> None:
         """libvirtd does not run: nobody else talks to QEMU or writes the status file."""
-        path = Path(self._place.libvirt_run) / f"{domainxml.name_of(vm_id)}.xml"
+        path = self._status(vm_id)
         text = path.read_text(encoding="utf-8")
         self._end_orphans(vm_id, text)
         blocks = self._monitors.view(vm_id).blocks

@@ -10,6 +10,7 @@ import contextlib
 import threading
 import time
 from collections.abc import Callable
+from concurrent.futures import Future
 from typing import Any, TypeVar
 
 import libvirt
@@ -53,6 +54,7 @@ class Virt:
         self._looks = pools.Pool("virt-look", 4)
         self._asks = pools.Pool("virt-ask", 4)
         self.gate = locks.Gate()
+        self._hung: dict[str, Future[Any]] = {}
         self._lock = threading.Lock()
         self._lost = threading.Event()
         self._lost.set()
@@ -85,25 +87,40 @@ class Virt:
         """As `look`, in the pool of asks. After HypervisorAway the outcome is unknown. `point` names the crash point
         at which the ask is on its way and its answer is not there."""
         limit = self._place.ask_seconds if seconds is None else seconds
-        return self._ask(what, limit, point, self._with_domain, vm_id, call)
+        return self._ask(vm_id, what, limit, point, lambda: self._with_domain(vm_id, call))
 
-    def _ask(self, what: str, seconds: float, point: str, call: Callable[..., T], *args: Any) -> T:
+    def _ask(self, vm_id: str, what: str, seconds: float, point: str, call: Callable[[], T]) -> T:
         def run() -> T:
             with self.gate.together(seconds):
-                future = self._asks.start(what, call, *args)
+                self._refuse_beside_hung(vm_id, what)
+                future = self._asks.start(what, call)
                 crash.point(point)
-                return pools.result(future, what, seconds)
+                try:
+                    return pools.result(future, what, seconds)
+                except pools.TooSlow:
+                    self._hung[vm_id] = future
+                    raise
 
         return self._guard(what, run)
+
+    def _refuse_beside_hung(self, vm_id: str, what: str) -> None:
+        """An ask that ran out of time may still come through: a pivot that wakes up must never meet another job than
+        its own. Until it has ended, nothing else is asked for that VM; only a power-off is."""
+        future = self._hung.get(vm_id)
+        if future is not None and future.done():
+            del self._hung[vm_id]
+        elif future is not None and what != "destroy":
+            raise self.away("an earlier call for this VM still hangs")
 
     def host(self, what: str, call: Callable[[Any], T], seconds: float | None = None) -> T:
         """Run `call(connection)`; for starts and lists."""
         limit = self._place.look_seconds if seconds is None else seconds
         return self._guard(what, lambda: self._looks.run(what, limit, lambda: call(self._open_one())))
 
-    def launch(self, xml: str) -> None:
+    def launch(self, vm_id: str, xml: str) -> None:
         """Create a transient domain."""
-        self._ask("createXML", self._place.ask_seconds, "start.after_ask", lambda: self._open_one().createXML(xml, 0))
+        seconds = self._place.ask_seconds
+        self._ask(vm_id, "createXML", seconds, "start.after_ask", lambda: self._open_one().createXML(xml, 0))
 
     def _with_domain(self, vm_id: str, call: Callable[[Any], T]) -> T:
         return call(self._open_one().lookupByUUIDString(vm_id))

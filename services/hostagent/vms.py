@@ -51,7 +51,7 @@ class Vms:
             self._monitors.forget(vm_id)
             xml = self._build(spec)
             crash.point("start.before_ask")
-            self._virt.launch(xml)
+            self._virt.launch(vm_id, xml)
             crash.point("start.after_settled")
         return self.look(vm_id)
 

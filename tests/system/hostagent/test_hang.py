@@ -6,6 +6,7 @@ from collections.abc import Callable
 import pytest
 
 from contracts import errors
+from deploy.stack import wait
 from tests.system.hostagent.lab import Agent, Vm, in_background
 
 pytestmark = pytest.mark.lab
@@ -22,7 +23,7 @@ def test_a_call_that_hangs_stops_neither_heartbeats_nor_others(
     agent.env["DRYSTONE_TEST_HANG"] = hang
     agent.start()
     with in_background(first.snapshot) as outcome:
-        time.sleep(1)
+        wait.until("the call to hang", lambda: "hangs for a test" in agent.log(), 30)
         began = time.monotonic()
         for _ in range(5):
             assert len(agent.beat()["vms"]) == 2
