@@ -90,9 +90,10 @@ def tell_fault(fault: errors.ClientError, form: str) -> None:
         print(json.dumps(fault.as_dict(), ensure_ascii=False), file=sys.stderr)
         return
     out = show.console(stderr=True)
-    out.print(f"[red]error:[/] {escape(str(fault))}")
+    # one line each, however long: scripts read them, and a terminal wraps by itself
+    out.print(f"[red]error:[/] {escape(str(fault))}", soft_wrap=True)
     if fault.hint:
-        out.print(f"[bold]hint:[/] {escape(fault.hint)}")
+        out.print(f"[bold]hint:[/] {escape(fault.hint)}", soft_wrap=True)
 
 
 Verb = Callable[..., "show.Answer | None"]

@@ -178,7 +178,7 @@ class HostNotUp(Problem):
 class NoHost(Problem):
     code = "no_host"
     status = 409
-    message = "No host of cluster {cluster_id} can take it: {reason}."
+    message = "No host of {kind} {id} can take it: {reason}."
     hint = "Bring a host up: drystone host list."
 
 

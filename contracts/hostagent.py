@@ -222,11 +222,13 @@ class LibvirtView(f.Fact):
 
 
 class StorageView(f.Fact):
-    """The image's folder. `leaf`: the one volume that holds every acknowledged write, null with `problem`."""
+    """The image's folder. `leaf`: the one volume that holds every acknowledged write, null with `problem`, a sentence,
+    and `trouble`, the same as an error: {"code", "fields"}."""
 
     volumes = f.many(VolumeFacts)
     leaf = f.uid(allow_none=True)
     problem = f.text(allow_none=True)
+    trouble = f.anything(allow_none=True, load_default=None)
     free = f.size()
 
 

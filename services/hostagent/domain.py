@@ -16,7 +16,7 @@ from typing import Any
 
 from chassis import crash
 from contracts import errors
-from services.hostagent import files, layout
+from services.hostagent import files, layout, qcow2
 
 NEEDS = 3 * layout.MiB  # what an empty domain takes at most; most of its files are sparse
 MAX_ENTRIES = 10_000  # looked at in a mount root
@@ -35,6 +35,7 @@ def create(domain: Ref, name: str, data_center_id: str) -> dict[str, Any]:
         _check_root(place, others_allowed=False)
         if os.path.lexists(place.root):
             return _same(place, name, data_center_id)
+        _refuse_strangers(place)
         _refuse_full(place.path, place.id)
         stage = f"{place.path.rstrip('/')}/.{place.id}{layout.NEW}"
         try:
@@ -112,6 +113,16 @@ def _check_root(place: layout.Place, others_allowed: bool) -> None:
     if others:
         reason = f"the directory holds another domain, {others[0]}"
         raise _unusable(place.path, reason, "Use a directory of its own for each domain.")
+
+
+def _refuse_strangers(place: layout.Place) -> None:
+    """A new domain gets a directory of its own: a path that was mistyped must not become one. What file systems and
+    storage servers put there themselves (lost+found, hidden snapshots), and what is half deleted, does not count."""
+    with os.scandir(place.path) as entries:
+        for entry in entries:
+            if not entry.name.startswith((".", layout.REMOVED)) and entry.name != "lost+found":
+                reason = f"the directory is not empty: it holds {qcow2.shown(entry.name)}"
+                raise _unusable(place.path, reason, "Use an empty directory of its own for each domain.")
 
 
 def _domains_in(path: str, but: str) -> list[str]:

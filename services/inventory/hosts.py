@@ -173,7 +173,7 @@ def pick(scene: Scene, session: Session, data_center_id: str, prefer: str | None
     limit = scene.settings.clock_limit
     known = store_world.places_of(session, data_center_id=data_center_id)
     fit = [place for place in known if place.host_id == prefer and places.is_fit(place, limit)]
-    return places.choose(fit or known, data_center_id, limit)
+    return places.choose(fit or known, "data center", data_center_id, limit)
 
 
 def reach(scene: Scene, session: Session, host_id: str, *states: str) -> None:

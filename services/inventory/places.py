@@ -42,12 +42,12 @@ def is_fit(place: Place, limit: float) -> bool:
     return place.state == "up" and abs(place.clock_offset) <= limit
 
 
-def choose(places: Iterable[Place], group: str, limit: float) -> str:
-    """The fit host with the most free memory. `group` is the id of the cluster or data center, for the error."""
+def choose(places: Iterable[Place], kind: str, group: str, limit: float) -> str:
+    """The fit host with the most free memory. `kind` and `group`: of which cluster or data center, for the error."""
     known = list(places)
     fit = [place for place in known if is_fit(place, limit)]
     if not fit:
-        raise errors.NoHost(cluster_id=group, reason=_why(known, limit))
+        raise errors.NoHost(kind=kind, id=group, reason=_why(known, limit))
     return min(fit, key=lambda place: (-place.room, place.host_id)).host_id
 
 

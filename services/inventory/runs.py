@@ -69,11 +69,11 @@ def _host_for(scene: Scene, session: Session, vm: tables.Vm, wanted: str | None)
     known = store_world.places_of(session, cluster_id=vm.cluster_id)
     named = vm.host_id if vm.state == "starting" else wanted
     if named is None:
-        return places.choose(known, vm.cluster_id, scene.settings.clock_limit)
+        return places.choose(known, "cluster", vm.cluster_id, scene.settings.clock_limit)
     place = next((place for place in known if place.host_id == named), None)
     if place is None:
         store.get(session, tables.Host, named)
-        raise errors.NoHost(cluster_id=vm.cluster_id, reason=f"host {named} is in another cluster")
+        raise errors.NoHost(kind="cluster", id=vm.cluster_id, reason=f"host {named} is in another cluster")
     places.check(place, scene.settings.clock_limit)
     return named
 

@@ -80,7 +80,7 @@ def order(parents: dict[str, str | None], active_id: str) -> tuple[str, ...]:
 def plan_merge(vm_id: str, chain: Sequence[str], base_id: str, facts: DiskFacts) -> MergePlan:
     """The merge that removes the snapshot whose volume is `base_id` from a running VM's disk.
 
-    Raises VmUnsure, VmWrongState, ChainBroken, ChainDiffers, VolumeInUse, ForeignJob, HypervisorAway.
+    Raises VmUnsure, VmWrongState, ChainBroken, BackingOutside, ChainDiffers, VolumeInUse, ForeignJob, HypervisorAway.
     """
     same_chain(vm_id, chain, facts)
     where = chain.index(base_id)
@@ -106,10 +106,12 @@ def plan_merge(vm_id: str, chain: Sequence[str], base_id: str, facts: DiskFacts)
 def same_chain(vm_id: str, chain: Sequence[str], facts: DiskFacts) -> None:
     """Refuse unless the storage, a living QEMU and libvirt all show the chain of the database.
 
-    Raises VmUnsure, ChainBroken, ChainDiffers, HypervisorAway.
+    Raises VmUnsure, ChainBroken, BackingOutside, ChainDiffers, HypervisorAway.
     """
     if facts.unknown:
         raise errors.VmUnsure(vm_id=vm_id, reason=facts.unknown)
+    if facts.storage.trouble is not None:
+        raise facts.storage.trouble
     if facts.storage.problem or facts.storage.leaf is None:
         reason = facts.storage.problem or "no volume of it is the leaf"
         raise errors.ChainBroken(disk_id=facts.disk_id, reason=reason)

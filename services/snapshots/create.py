@@ -204,14 +204,14 @@ def look_at_all(desk: Desk, vm: Mapping[str, Any], chosen: list[Chosen]) -> str:
         desk.peers.host_up(vm["host_id"])
         _look_at(desk, vm, chosen, vm["host_id"])
         return str(vm["host_id"])
-    reason = "none of the data center is up"
+    last: errors.Problem = errors.NoHost(kind="data center", id=vm["data_center_id"], reason="none is up")
     for host_id in desk.peers.hosts_up(vm):
         try:
             _look_at(desk, vm, chosen, host_id)
             return host_id
         except (errors.DomainUnusable, errors.ServiceAway, errors.NoAnswer, errors.StorageTimeout) as problem:
-            reason = str(problem)
-    raise errors.NoHost(cluster_id=vm["cluster_id"], reason=reason)
+            last = problem  # what a host that is up says is worth more than that there is no other
+    raise last
 
 
 def _look_at(desk: Desk, vm: Mapping[str, Any], chosen: list[Chosen], host_id: str) -> None:

@@ -9,6 +9,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from contracts import errors
+
 
 @dataclass(frozen=True)
 class Job:
@@ -73,12 +75,14 @@ class Libvirt:
 
 @dataclass(frozen=True)
 class Storage:
-    """`leaf`: the one volume that holds every acknowledged write, None with a `problem`. `free` in bytes."""
+    """`leaf`: the one volume that holds every acknowledged write, None with a `problem`, which may be told as the
+    error `trouble` too. `free` in bytes."""
 
     volumes: Mapping[str, Volume]
     leaf: str | None
     problem: str | None
     free: int
+    trouble: errors.Problem | None = None
 
     def chain(self) -> tuple[str, ...]:
         """The chain by qcow2 headers, first volume first; what is missing or runs in a circle ends it."""
@@ -132,10 +136,17 @@ def read(told: Mapping[str, Any]) -> DiskFacts:
             storage["leaf"],
             storage["problem"],
             storage["free"],
+            _trouble(storage.get("trouble")),
         ),
         unsure=told["unsure"],
         paused_by_pivot=told["paused_by_pivot"],
     )
+
+
+def _trouble(told: Mapping[str, Any] | None) -> errors.Problem | None:
+    """Only what the promises of this service declare."""
+    problem = errors.from_wire(dict(told)) if told else None
+    return problem if isinstance(problem, (errors.ChainBroken, errors.BackingOutside)) else None
 
 
 def _job(told: Mapping[str, Any] | None) -> Job | None:

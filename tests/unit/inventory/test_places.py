@@ -28,9 +28,9 @@ def test_the_chosen_host_is_fit_and_has_the_most_room(known: list[Place]) -> Non
     fit = [place for place in known if place.state == "up" and abs(place.clock_offset) <= LIMIT]
     if not fit:
         with pytest.raises(errors.NoHost):
-            places.choose(known, "c", LIMIT)
+            places.choose(known, "cluster", "c", LIMIT)
         return
-    chosen = places.choose(known, "c", LIMIT)
+    chosen = places.choose(known, "cluster", "c", LIMIT)
     assert max(place.room for place in fit) in [place.room for place in fit if place.host_id == chosen]
 
 
@@ -44,7 +44,7 @@ def test_the_chosen_host_is_fit_and_has_the_most_room(known: list[Place]) -> Non
 )
 def test_the_refusal_says_why_no_host_is_fit(known: list[Place], reason: str) -> None:
     with pytest.raises(errors.NoHost) as refused:
-        places.choose(known, "c", LIMIT)
+        places.choose(known, "cluster", "c", LIMIT)
     assert refused.value.fields["reason"] == reason
 
 

@@ -160,11 +160,23 @@ def test_a_domain_with_a_disk_is_not_deleted(storage, domain, disk):
 
 
 def test_a_full_storage_leaves_no_half_a_domain(storage, ids, small_domain):
-    Path(small_domain["path"], "filler").write_bytes(b"x" * (4 * 2**20 - 65536))
+    Path(small_domain["path"], ".filler").write_bytes(b"x" * (4 * 2**20 - 65536))
     with pytest.raises(errors.NoSpace) as caught:
         storage.create_domain(small_domain, "silo", ids.center)
     assert caught.value.fields["needs"] > caught.value.fields["has"]
-    assert os.listdir(small_domain["path"]) == ["filler"]
+    assert os.listdir(small_domain["path"]) == [".filler"]
+
+
+def test_a_directory_with_something_else_in_it_becomes_no_domain(storage, ids, root):
+    for harmless in ("lost+found", ".snapshot"):
+        Path(root["path"], harmless).mkdir()
+    Path(root["path"], "holiday.jpg").touch()
+    with pytest.raises(errors.DomainUnusable, match=r"not empty: it holds holiday\.jpg"):
+        storage.create_domain(root, "silo", ids.center)
+    Path(root["path"], "holiday.jpg").unlink()
+    assert storage.create_domain(root, "silo", ids.center)["name"] == "silo"
+    Path(root["path"], "holiday.jpg").touch()  # beside a domain that is there it does no harm
+    assert storage.create_domain(root, "silo", ids.center)["name"] == "silo"
 
 
 def test_a_read_only_storage_is_named(storage, ids, small_domain):
