@@ -18,6 +18,12 @@ class Place:
     clock_offset: float = 0.0
     memory: int = 0
     used: int = 0
+    problem: str = ""
+
+    @property
+    def how(self) -> str:
+        """The state, and why when its agent said why."""
+        return f"{self.state} ({self.problem})" if self.state == "problem" and self.problem else self.state
 
     @property
     def room(self) -> int:
@@ -34,7 +40,7 @@ def check(place: Place, limit: float, *states: str) -> None:
     """Refuse a host that may not be asked for anything dangerous: not up (or in one of `states`), or with a clock
     that is more than `limit` seconds off."""
     if place.state not in (states or ("up",)):
-        raise errors.HostNotUp(host_id=place.host_id, state=place.state)
+        raise errors.HostNotUp(host_id=place.host_id, state=place.how)
     check_clock(place, limit)
 
 
@@ -57,5 +63,5 @@ def _why(places: list[Place], limit: float) -> str:
     off = [place for place in places if place.state == "up"]
     if off:
         return f"the clocks of {len(off)} hosts are more than {limit:g} s off"
-    states = sorted({place.state for place in places})
+    states = sorted({place.how for place in places})
     return f"its hosts are {', '.join(states)}"

@@ -80,7 +80,8 @@ class Peers:
         """Raises NotFound, HostNotUp, ClockOff."""
         host = self._client.call(inventory.get_host, {"id": host_id})
         if host["state"] != "up":
-            raise errors.HostNotUp(host_id=host_id, state=host["state"])
+            why = f" ({host['problem']})" if host["state"] == "problem" and host["problem"] else ""
+            raise errors.HostNotUp(host_id=host_id, state=host["state"] + why)
         if abs(host["clock_offset"] or 0.0) > CLOCK_LIMIT:
             raise errors.ClockOff(host_id=host_id, seconds=host["clock_offset"])
         return host

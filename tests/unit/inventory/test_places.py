@@ -39,6 +39,7 @@ def test_the_chosen_host_is_fit_and_has_the_most_room(known: list[Place]) -> Non
     [
         ([], "it has no host"),
         ([Place("h", "c", "new"), Place("i", "c", "problem")], "its hosts are new, problem"),
+        ([Place("h", "c", "problem", problem="no libvirt")], "its hosts are problem (no libvirt)"),
         ([Place("h", "c", "up", clock_offset=3.0)], "the clocks of 1 hosts are more than 2 s off"),
     ],
 )
