@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 import time
@@ -46,7 +47,7 @@ class Child:
         return "" if running and self._place.socket.exists() else "the hypervisor process is being started"
 
     def _run(self) -> int:
-        words = [sys.executable, "-m", "services.hostagent.hypervisor_main", self._place.to_json()]
+        words = [sys.executable, "-m", "services.hostagent.hypervisor_main", self._place.to_json(), str(os.getpid())]
         self._place.socket.unlink(missing_ok=True)  # so that nobody connects to the one before
         self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL)
         while self._process.poll() is None:

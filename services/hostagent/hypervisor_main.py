@@ -1,4 +1,4 @@
-"""Start of the hypervisor process: `python -m services.hostagent.hypervisor_main PLACE_AS_JSON`.
+"""Start of the hypervisor process: `python -m services.hostagent.hypervisor_main PLACE_AS_JSON [PID_OF_THE_DOOR]`.
 
 The door starts it and it dies with the door: two of them on one journal would be one too many (the file lock makes
 sure of that).
@@ -23,7 +23,7 @@ _PR_SET_PDEATHSIG = 1
 def main() -> None:
     here = place.from_json(sys.argv[1])
     logs.setup("hypervisor", level=os.environ.get("DRYSTONE_LOG_LEVEL", "info"), json=False)
-    _die_with_parent()
+    _die_with(int(sys.argv[2]) if len(sys.argv) > 2 else os.getppid())
     Path(here.state_dir).mkdir(parents=True, exist_ok=True)
     here.monitors.mkdir(exist_ok=True)
     held = _alone(here)
@@ -31,10 +31,9 @@ def main() -> None:
     held.close()
 
 
-def _die_with_parent() -> None:
-    parent = os.getppid()
+def _die_with(door: int) -> None:
     ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
-    if os.getppid() != parent:  # it was gone before the wish was heard
+    if os.getppid() != door:  # it was gone before the wish was heard
         os.kill(os.getpid(), signal.SIGKILL)
 
 

@@ -6,6 +6,8 @@ import os
 import time
 from typing import Any
 
+import libvirt
+
 from chassis import crash
 from contracts import errors
 from services.hostagent import accelerator, domainxml, layout, monitor, process, views
@@ -165,8 +167,13 @@ def _lives(connection: Any) -> dict[str, str]:
     lives = {}
     for domain in connection.listAllDomains():
         vm_id = domain.UUIDString()
-        if domain.name() == domainxml.name_of(vm_id):
+        if domain.name() != domainxml.name_of(vm_id):
+            continue
+        try:
             lives[vm_id] = LIFE.get(domain.state()[0], "running")
+        except libvirt.libvirtError as fault:
+            if fault.get_error_code() != libvirt.VIR_ERR_NO_DOMAIN:  # it ended since it was listed
+                raise
     return lives
 
 
