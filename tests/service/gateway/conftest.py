@@ -15,7 +15,8 @@ from tests.service.gateway.door import Door
 from tests.service.gateway.world import GIB, Row, World
 
 
-@pytest.fixture(scope="session")
+# for one file of tests only: its fakes would answer beside the real services of the next folder
+@pytest.fixture(scope="module")
 def world(rabbit: Rabbit) -> Iterator[World]:
     made = World()
     with Bus(rabbit.uri) as bus:
@@ -23,7 +24,7 @@ def world(rabbit: Rabbit) -> Iterator[World]:
         yield made
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def door(rabbit: Rabbit, world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     made = Door(tmp_path_factory.mktemp("door"), rabbit.uri, {"EVENT_BUFFER": "50", "STREAM_HEARTBEAT": "0.5"})
     try:

@@ -48,7 +48,7 @@ def test_a_stale_etag_is_refused_and_a_missing_one_is_asked_for(http: httpx.Clie
     problem(http.delete(path, headers={"If-Match": "seven"}), 422, "bad_request")
 
 
-@pytest.mark.parametrize("key", [new(), "order 66".replace(" ", "-")])
+@pytest.mark.parametrize("key", ["2f1c8d1e-5a0b-4c3e-9a55-0d6c3b7a9e01", "order-66"])
 def test_the_same_key_and_body_ask_for_the_same_thing(http: httpx.Client, world: World, key: str) -> None:
     body, head = {"name": f"dc-{key[:8]}"}, {"Idempotency-Key": key}
     first, second = (http.post("/data-centers", json=body, headers=head) for _ in range(2))
