@@ -234,9 +234,10 @@ def hold_disk(session: Session, id_: str, version: int | None = None) -> tuple[t
 
 
 def hold_disks(session: Session, vm_id: str) -> list[tables.Disk]:
-    """The disks of a VM that is held."""
+    """The disks of a VM that is held: locked in the order of ids, answered in the order in which guests see them."""
     query = sa.select(tables.Disk).where(tables.Disk.vm_id == vm_id).order_by(tables.Disk.id).with_for_update()
-    return list(session.execute(query.execution_options(populate_existing=True)).scalars())
+    held = session.execute(query.execution_options(populate_existing=True)).scalars()
+    return sorted(held, key=lambda disk: (disk.created_at, disk.id))
 
 
 def with_domains(session: Session, disks: Iterable[tables.Disk]) -> list[tuple[tables.Disk, tables.StorageDomain]]:

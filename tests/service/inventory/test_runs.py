@@ -63,6 +63,15 @@ def test_a_vm_starts_with_its_disks_and_nics_and_starting_twice_starts_once(site
     assert len(agent.asked("start_vm")) == 1
 
 
+def test_the_guest_sees_disks_in_the_order_in_which_they_were_made(site: Site) -> None:
+    agent, domain, vm = site.host(), site.domain(), site.vm()
+    ids = sorted((new_id() for _ in range(3)), reverse=True)
+    for id_ in ids:
+        site.disk(domain, vm, id=id_, alias=id_)
+    site.ask(inventory.start_vm, id=vm["id"])
+    assert [disk["disk"]["disk_id"] for disk in agent.asked("start_vm")[0]["disks"]] == ids
+
+
 def test_a_refused_start_leaves_the_vm_down_with_the_reason(site: Site) -> None:
     agent, vm = site.host(), site.vm()
     agent.fail("start_vm", errors.HypervisorRefused(host_id=agent.host_id, action="start", reason="no memory"))
