@@ -62,6 +62,13 @@ class Claims:
         with self._database.write() as session:
             flow.store(session, self._database, row, claimed_by=None, lease_until=None)
 
+    def free(self, owner: str) -> int:
+        """Let go of the claims of a runner that is known to be dead; answers how many there were."""
+        with self._database.write() as session:
+            theirs = (flows.c.claimed_by == owner, flows.c.state.in_(ACTIVE))
+            freed = session.execute(sa.update(flows).where(*theirs).values(claimed_by=None, lease_until=None))
+            return int(freed.rowcount)  # type: ignore[attr-defined]
+
     def _free(self, session: Session) -> list[sa.ColumnElement[bool]]:
         unowned = sa.or_(
             flows.c.claimed_by.is_(None),

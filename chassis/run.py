@@ -103,6 +103,7 @@ def _start_flows(service_cls: type[bus.Service], frame: Frame) -> None:
         lease_seconds=chosen.flow_lease,
         patience=chosen.flow_patience,
         limit=chosen.flow_limit,
+        home=chosen.state_dir / "runners",
         tools=frame,
         spawn=bus.spawn,
         signal=bus.Signal,

@@ -1,4 +1,4 @@
-"""A process that runs flows a, b, c (no way back), d on a world: `python -m tests.fakes.flow_process URL FOLDER LEASE`.
+"""A process that runs flows a, b, c (no way back), d on a world: `python -m tests.fakes.flow_process URL FOLDER LEASE HOME`.
 
 It is green like a real service, so nobody may import this module. Step c fails while the file `fail-c` is in the
 world. Ends by signals only.
@@ -19,7 +19,7 @@ from contracts import errors
 from tests.fakes.flows import KIND_NAMES, KIND_OPTIONS, World
 
 
-def main(url: str, folder: str, lease: float) -> None:
+def main(url: str, folder: str, lease: float, home: str) -> None:
     logs.setup("flows")
     world = World(pathlib.Path(folder))
 
@@ -33,8 +33,8 @@ def main(url: str, folder: str, lease: float) -> None:
     world.after["ask a"] = keep
     world.before["look c"] = fail
     kind = world.kind(*KIND_NAMES, **KIND_OPTIONS)
-    Runner(Database(url), [kind], instance="twin", lease_seconds=lease).loop()
+    Runner(Database(url), [kind], instance="twin", lease_seconds=lease, home=pathlib.Path(home)).loop()
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], float(sys.argv[3]))
+    main(sys.argv[1], sys.argv[2], float(sys.argv[3]), sys.argv[4])

@@ -36,14 +36,16 @@ class Twins:
     def __init__(self, database: Database, url: str, folder: pathlib.Path) -> None:
         make_tables(database)
         self.database, self.url, self.folder = database, url, folder
+        self.home = folder / "runners"  # where the processes show that they live
         self.world = World(folder / "world")
         self.kind = self.world.kind(*KIND_NAMES, **KIND_OPTIONS)
         self._processes: list[subprocess.Popen[bytes]] = []
         self._loops: list[tuple[Runner, threading.Thread]] = []
         self.desk = Runner(database, [self.kind])  # starts and cancels, never runs
 
-    def process(self, **environment: str) -> subprocess.Popen[bytes]:
-        command = [sys.executable, "-m", "tests.fakes.flow_process", self.url, str(self.world.folder), str(LEASE)]
+    def process(self, lease: float = LEASE, **environment: str) -> subprocess.Popen[bytes]:
+        command = [sys.executable, "-m", "tests.fakes.flow_process", self.url, str(self.world.folder), str(lease)]
+        command.append(str(self.home))
         number = len(self._processes)
         with (self.folder / f"twin{number}.log").open("wb") as log:
             made = subprocess.Popen(command, env={**os.environ, **environment}, stderr=log, cwd=ROOT)
@@ -112,6 +114,27 @@ def test_a_killed_owners_flow_is_taken_over(twins: Twins) -> None:
     row = twins.end()
     assert (row.state, row.claim) == ("done", 2)
     assert "ask b claim 2" in twins.world.log
+
+
+def test_a_killed_owner_of_this_machine_is_followed_before_its_lease_ends(twins: Twins) -> None:
+    owner = twins.process(lease=3600)
+    hold_and_wait(twins, "b")
+    owner.kill()
+    twins.runner(home=twins.home)
+    assert twins.end().claim == 2
+
+
+def test_a_frozen_owner_of_this_machine_keeps_its_claim(twins: Twins) -> None:
+    owner = twins.process(lease=3600)
+    hold_and_wait(twins, "b")
+    owner.send_signal(signal.SIGSTOP)
+    second = twins.runner(home=twins.home)
+    twins.start("g", second)  # the second one is at work: it has looked for the dead by then
+    twins.world.let_go("b")
+    wait_for(lambda: twins.end("g").state == "done")
+    assert row_of(twins.database, "f").claim == 1
+    owner.send_signal(signal.SIGCONT)
+    assert twins.end().state == "done"
 
 
 def test_an_owner_that_slept_past_its_lease_is_refused_by_its_claim_number(twins: Twins) -> None:
