@@ -11,15 +11,27 @@ from deploy.world import Machine, World
 
 
 @pytest.fixture(scope="module")
-def world() -> Iterator[World]:
-    with Stack() as stack, contextlib.closing(World.of(stack)) as furnished:
-        yield furnished
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    yield from furnished(request, Stack())
 
 
 @pytest.fixture(scope="module")
-def two_hosts_world() -> Iterator[World]:
-    with Stack(hosts=2) as stack, contextlib.closing(World.of(stack)) as furnished:
-        yield furnished
+def two_hosts_world(request: pytest.FixtureRequest) -> Iterator[World]:
+    yield from furnished(request, Stack(hosts=2))
+
+
+def furnished(request: pytest.FixtureRequest, stack: Stack) -> Iterator[World]:
+    """After a failed test its folder stays, with all logs."""
+    before = request.session.testsfailed
+    stack.start()
+    try:
+        with contextlib.closing(World.of(stack)) as world:
+            yield world
+    finally:
+        failed = request.session.testsfailed > before
+        stack.end(remove=not failed)
+        if failed:
+            print(f"logs: {stack.folder}/*/log")
 
 
 @pytest.fixture
