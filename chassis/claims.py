@@ -4,25 +4,32 @@ from __future__ import annotations
 
 import datetime
 from collections.abc import Collection, Iterable
+from pathlib import Path
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from chassis import flow
+from chassis import flow, logs
 from chassis.database import Database
 from chassis.flow import ACTIVE, FlowRow
 from chassis.tables import flows
+from chassis.tenure import Tenure
+
+_log = logs.get("flows")
 
 
 class Claims:
     """The claims of one runner. `owner` must be unique among all runners on this database."""
 
-    def __init__(self, database: Database, owner: str, lease_seconds: float, kinds: Iterable[str]) -> None:
+    def __init__(
+        self, database: Database, owner: str, lease_seconds: float, kinds: Iterable[str], home: Path | None = None
+    ) -> None:
         self.owner = owner
         self._database = database
         self._lease = datetime.timedelta(seconds=lease_seconds)
         self._kinds = list(kinds)
+        self._tenure = Tenure(home, owner) if home else None
 
     def search(self, besides: Collection[str], limit: int) -> list[str]:
         """Ids of flows that nobody works on, the oldest first. Reads only: this is all that an idle runner does."""
@@ -62,8 +69,21 @@ class Claims:
         with self._database.write() as session:
             flow.store(session, self._database, row, claimed_by=None, lease_until=None)
 
-    def free(self, owner: str) -> int:
-        """Let go of the claims of a runner that is known to be dead; answers how many there were."""
+    def inherit(self) -> None:
+        """Free what runners of this machine had claimed that are dead; leases are for those of other machines."""
+        if self._tenure is None:
+            return
+        try:
+            self._tenure.begin()
+            for owner, file in self._tenure.dead().items():
+                freed = self._let_go(owner)
+                self._tenure.forget(file)
+                _log.info("takes over from a runner that ended", owner=owner, flows=freed)
+        except OSError as fault:
+            self._tenure = None
+            _log.warning("claims of dead runners wait for their leases to end", reason=str(fault))
+
+    def _let_go(self, owner: str) -> int:
         with self._database.write() as session:
             theirs = (flows.c.claimed_by == owner, flows.c.state.in_(ACTIVE))
             freed = session.execute(sa.update(flows).where(*theirs).values(claimed_by=None, lease_until=None))

@@ -50,7 +50,6 @@ from chassis.flow import (
     move,
 )
 from chassis.step_runner import Signal, Stopped, Worker, wait_of
-from chassis.tenure import Tenure
 from contracts import errors
 
 __all__ = [
@@ -92,8 +91,8 @@ def _thread(work: Callable[..., object], *arguments: Any) -> object:
 
 class Runner:
     """Starts, claims and drives the flows of one service in one process. `limit`: flows at the same time here;
-    `patience`: seconds that an unknown outcome is looked at before a person is asked. `home`: the service's folder on
-    this machine, where runners see that another one is dead; without it every claim waits for its lease to end."""
+    `patience`: seconds that an unknown outcome is looked at before a person is asked. `home`: a folder on
+    this machine where runners see that another one is dead; without it every claim waits for its lease to end."""
 
     def __init__(
         self,
@@ -116,8 +115,7 @@ class Runner:
         self._clock = clock or SystemClock()
         # two processes under one name must not take each other's claims for their own
         owner = f"{instance}/{uuid.uuid4().hex[:8]}"
-        self._claims = Claims(database, owner, lease_seconds, self._kinds)
-        self._tenure = Tenure(home, owner) if home else None
+        self._claims = Claims(database, owner, lease_seconds, self._kinds, home)
         self._renew_every = lease_seconds / 3
         self._patience = patience
         self._limit = limit
@@ -216,7 +214,7 @@ class Runner:
                 self._renewed = now
             self._watch()
         if woken or now - self._searched >= IDLE:
-            self._inherit()
+            self._claims.inherit()
             self._search(now)
             self._searched = now
 
@@ -228,20 +226,6 @@ class Runner:
             if found.get(flow_id) != worker.wakes:
                 worker.wakes = found.get(flow_id, worker.wakes)
                 worker.poke(outdated=True)
-
-    def _inherit(self) -> None:
-        """Free what runners of this machine had claimed that are dead; leases are for those of other machines."""
-        if self._tenure is None:
-            return
-        try:
-            self._tenure.begin()
-            for owner, file in self._tenure.dead().items():
-                freed = self._claims.free(owner)
-                self._tenure.forget(file)
-                _log.info("takes over from a runner that ended", owner=owner, flows=freed)
-        except OSError as fault:
-            self._tenure = None
-            _log.warning("claims of dead runners wait for their leases to end", reason=str(fault))
 
     def _search(self, now: float) -> None:
         """Claim flows that nobody works on, up to our limit."""

@@ -1,4 +1,6 @@
-"""A process that runs flows a, b, c (no way back), d on a world: `python -m tests.fakes.flow_process URL FOLDER LEASE HOME`.
+"""A process that runs flows a, b, c (no way back), d on a world.
+
+    python -m tests.fakes.flow_process URL FOLDER LEASE HOME
 
 It is green like a real service, so nobody may import this module. Step c fails while the file `fail-c` is in the
 world. Ends by signals only.
