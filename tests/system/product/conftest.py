@@ -1,7 +1,7 @@
 """A furnished stack for a whole module: what one test hurts it has to heal."""
 
 import contextlib
-import itertools
+import uuid
 from collections.abc import Callable, Iterator
 
 import pytest
@@ -38,10 +38,9 @@ def furnished(request: pytest.FixtureRequest, stack: Stack) -> Iterator[World]:
 def writing_vm(world: World) -> Iterator[Callable[..., Machine]]:
     """Makes VMs whose guests write; deleted at the end of the test."""
     made: list[Machine] = []
-    numbers = itertools.count(len(world.machines) + 1)
 
     def make(**options: object) -> Machine:
-        vm = world.machine(f"vm{next(numbers)}", **{"ring_mib": 16, "rate_kib": 4096, **options})  # type: ignore[arg-type]
+        vm = world.machine(f"vm-{uuid.uuid4().hex[:8]}", **{"ring_mib": 16, "rate_kib": 4096, **options})  # type: ignore[arg-type]
         made.append(vm)
         vm.start()
         return vm

@@ -6,7 +6,8 @@ the VM starts, nothing is left behind on the storage, and a second request finds
 
 from __future__ import annotations
 
-import threading
+import contextlib
+import json
 import time
 from collections.abc import Callable
 from typing import Any
@@ -15,6 +16,7 @@ from client.errors import ApiError, Unreachable
 from deploy.stack import wait
 from deploy.world import Machine, World
 
+MIB = 2**20
 ENDED = ("done", "undone", "stuck")
 
 
@@ -31,18 +33,47 @@ def end_of(vm: Machine, job_id: str, seconds: float = 120) -> dict[str, Any]:
     return wait.until(f"the end of job {job_id}", look, seconds, every=0.1)
 
 
-def remove_while(vm: Machine, snapshot_id: str, hurt: Callable[[], None]) -> dict[str, Any]:
-    """Ask for a removal and hurt something at once, beside it."""
+def remove_while_copying(vm: Machine, snapshot_id: str, hurt: Callable[[], None]) -> dict[str, Any]:
+    """Ask for a removal so slow that it cannot end by itself, hurt something, then let it run free."""
+    vm.wait_for_writes(1024)
+    job = vm.api.remove_snapshot(snapshot_id, bandwidth=MIB)
+    wait.until("some progress", lambda: vm.api.jobs.get(job["id"])["progress"]["cur"] > 0, 60)
+    hurt()
+    wait.until("the limit to be lifted", lambda: _lifted(vm, job["id"]), 120)
+    return end_of(vm, job["id"])
+
+
+def _lifted(vm: Machine, job_id: str) -> bool:
+    """Or the job has ended, and there is nothing to limit."""
+    try:
+        vm.api.limit_job(job_id, 0)
+    except (ApiError, Unreachable):
+        with contextlib.suppress(ApiError, Unreachable):
+            return vm.api.jobs.get(job_id)["state"] in ENDED
+        return False
+    return True
+
+
+def remove_and_hurt_in_pivot(
+    world: World, vm: Machine, snapshot_id: str, hurt: Callable[[], None], delay: float = 0.0
+) -> dict[str, Any]:
+    """Ask for a removal; so many seconds after the agent wrote down that it will pause the guest, hurt something."""
+    journal = world.stack.agents["h1"].folder / "journal.json"
+
+    def paused() -> bool:
+        return vm.id in json.loads(journal.read_text())["pauses"]
+
     job = vm.api.remove_snapshot(snapshot_id)
-    beside = threading.Thread(target=hurt)
-    beside.start()
-    ended = end_of(vm, job["id"])
-    beside.join(90)
-    return ended
+    wait.until("the pause of the pivot", paused, 60, every=0.0005)
+    time.sleep(delay)
+    hurt()
+    return end_of(vm, job["id"])
 
 
-def remove_with_crash(world: World, vm: Machine, snapshot_id: str, part: str, point: str) -> dict[str, Any]:
-    """Let `part` kill itself at a crash point of this removal, and start it again."""
+def remove_with_crash(
+    world: World, vm: Machine, snapshot_id: str, part: str, point: str, *, also: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """Let `part` kill itself at a crash point of this removal, hurt something else too, and start the part again."""
     process = world.stack.process(part)
     process.crash_at(point)
     job = vm.api.remove_snapshot(snapshot_id)
@@ -50,8 +81,14 @@ def remove_with_crash(world: World, vm: Machine, snapshot_id: str, part: str, po
     if part.endswith(".agent"):
         process.kill()  # its child died at the point; now all of it
     wait.until(f"the end of {part}", lambda: not process.alive(), 10)
+    if also is not None:
+        also()
+    began = time.monotonic()
     process.start()
-    return end_of(vm, job["id"])
+    ready = time.monotonic()
+    ended = end_of(vm, job["id"])
+    print(f"\n{point}: ready after {ready - began:.1f} s, {ended['state']} {time.monotonic() - ready:.1f} s later")
+    return ended
 
 
 def assert_whole(vm: Machine, *, snapshots: int) -> None:
@@ -79,13 +116,3 @@ def assert_undone_and_repeat(vm: Machine, ended: dict[str, Any], snapshot_id: st
         wait.until("the VM to be down", lambda: vm.state() == "down", 60)
         vm.start()
     assert vm.remove(snapshot_id)["state"] == "done"
-
-
-def after(seconds: float, action: Callable[[], None]) -> Callable[[], None]:
-    """The action, so many seconds later."""
-
-    def later() -> None:
-        time.sleep(seconds)
-        action()
-
-    return later

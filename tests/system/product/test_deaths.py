@@ -1,11 +1,19 @@
 """Whatever dies in a merge: no acknowledged block is lost, nothing is left behind, the VM starts."""
 
-from collections.abc import Callable
+import os
+import shutil
+import signal
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
 
 import pytest
 
+from deploy.stack.postgres import Postgres
+from deploy.stack.stack import Stack
 from deploy.world import Machine, World
 from tests.system.product import deaths
+from tests.system.product.conftest import furnished
 
 pytestmark = pytest.mark.lab
 VmOf = Callable[..., Machine]
@@ -23,9 +31,14 @@ AGENT_POINTS = ["commit.before_ask", "commit.after_begin", *(f"pivot.{when}" for
 QUICK = {"merge.commit.after_ask", "merge.pivot.after_ask", "pivot.after_pivot"}
 
 
+def chaos(*values: object) -> list[object]:
+    """These belong to `make chaos`."""
+    return [pytest.param(value, marks=pytest.mark.chaos) for value in values]
+
+
 def some(points: list[str]) -> list[object]:
-    """The rest of the walk belongs to `make chaos`."""
-    return [pytest.param(point, marks=() if point in QUICK else pytest.mark.chaos) for point in points]
+    quick = [point for point in points if point in QUICK]
+    return [*quick, *chaos(*(point for point in points if point not in QUICK))]
 
 
 @pytest.mark.parametrize("point", some(SERVICE_POINTS))
@@ -47,69 +60,153 @@ def test_the_agent_dies_at_a_crash_point(world: World, writing_vm: VmOf, point: 
     deaths.assert_whole(vm, snapshots=0)
 
 
-@pytest.mark.parametrize("delay", [0.05, pytest.param(0.3, marks=pytest.mark.chaos)])
-def test_the_broker_dies_in_a_merge(world: World, writing_vm: VmOf, delay: float) -> None:
+@pytest.mark.chaos
+@pytest.mark.parametrize("point", [f"pivot.{when}" for when in PIVOT_POINTS])
+def test_qemu_dies_while_the_agent_is_dead_in_the_pivot(world: World, writing_vm: VmOf, point: str) -> None:
     vm = writing_vm()
     snapshot = vm.snapshot("goes")
-    vm.wait_for_writes(1024)
-
-    def hurt() -> None:
-        world.stack.kill("rabbitmq")
-        world.stack.start_part("rabbitmq")
-
-    ended = deaths.remove_while(vm, snapshot, deaths.after(delay, hurt))
+    ended = deaths.remove_with_crash(world, vm, snapshot, "h1.agent", point, also=qemu_killer(world, vm))
+    vm.wait_for_state("down")
     deaths.assert_undone_and_repeat(vm, ended, snapshot)
     deaths.assert_whole(vm, snapshots=0)
 
 
-@pytest.mark.parametrize(
-    "delay", [0.2, *(pytest.param(each, marks=pytest.mark.chaos) for each in (0.0, 0.1, 0.4, 0.8))]
-)
-def test_qemu_dies_in_a_merge(world: World, writing_vm: VmOf, delay: float) -> None:
-    vm = writing_vm(ring_mib=64, rate_kib=0)
+@pytest.mark.chaos
+@pytest.mark.parametrize("point", [f"pivot.{when}" for when in PIVOT_POINTS])
+def test_libvirtd_dies_while_the_agent_is_dead_in_the_pivot(world: World, writing_vm: VmOf, point: str) -> None:
+    vm = writing_vm()
     snapshot = vm.snapshot("goes")
-    vm.wait_for_writes(4096)
+    ended = deaths.remove_with_crash(world, vm, snapshot, "h1.agent", point, also=lambda: again(world, "h1.libvirtd"))
+    deaths.assert_undone_and_repeat(vm, ended, snapshot)
+    deaths.assert_whole(vm, snapshots=0)
+
+
+@pytest.mark.parametrize("delay", [0.005, *chaos(0.0, 0.01, 0.015, 0.02, 0.03)])
+def test_libvirtd_dies_in_the_pivot(world: World, writing_vm: VmOf, delay: float) -> None:
+    vm = writing_vm()
+    snapshot = vm.snapshot("goes")
     host = world.stack.hosts["h1"]
-    name = world.api.vms.get(vm.id)["name"]
+    pid = host.libvirtd_pid()
 
     def hurt() -> None:
-        host.run("kill", "-9", (host.folder / f"run/qemu/{name}.pid").read_text().strip(), check=False)
+        os.kill(pid, signal.SIGKILL)
+        host.start_libvirtd()
 
-    ended = deaths.remove_while(vm, snapshot, deaths.after(delay, hurt))
+    ended = deaths.remove_and_hurt_in_pivot(world, vm, snapshot, hurt, delay)
     deaths.assert_undone_and_repeat(vm, ended, snapshot)
     deaths.assert_whole(vm, snapshots=0)
 
 
-@pytest.mark.parametrize(
-    "delay", [0.1, *(pytest.param(each, marks=pytest.mark.chaos) for each in (0.0, 0.2, 0.4, 0.8))]
-)
-def test_libvirtd_dies_in_a_merge(world: World, writing_vm: VmOf, delay: float) -> None:
+@pytest.mark.chaos
+@pytest.mark.parametrize("delay", [0.0, 0.005, 0.01, 0.015, 0.02, 0.03])
+def test_qemu_dies_in_the_pivot(world: World, writing_vm: VmOf, delay: float) -> None:
     vm = writing_vm()
     snapshot = vm.snapshot("goes")
-    vm.wait_for_writes(1024)
-
-    def hurt() -> None:
-        world.stack.kill("h1.libvirtd")
-        world.stack.start_part("h1.libvirtd")
-
-    ended = deaths.remove_while(vm, snapshot, deaths.after(delay, hurt))
+    ended = deaths.remove_and_hurt_in_pivot(world, vm, snapshot, qemu_killer(world, vm), delay)
+    vm.wait_for_state("down")
     deaths.assert_undone_and_repeat(vm, ended, snapshot)
     deaths.assert_whole(vm, snapshots=0)
 
 
-def test_a_frozen_owner_wakes_up_harmless(world: World, writing_vm: VmOf) -> None:
-    vm = writing_vm(ring_mib=64, rate_kib=0)
+def test_qemu_dies_while_it_copies(world: World, writing_vm: VmOf) -> None:
+    vm = writing_vm()
     snapshot = vm.snapshot("goes")
-    vm.wait_for_writes(4096)
-    job = vm.api.remove_snapshot(snapshot, bandwidth=8 * 2**20)
-    world.stack.freeze("snapshots")
+    ended = deaths.remove_while_copying(vm, snapshot, qemu_killer(world, vm))
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "vm_stopped")
+    vm.wait_for_state("down")
+    deaths.assert_undone_and_repeat(vm, ended, snapshot)
+    deaths.assert_whole(vm, snapshots=0)
+
+
+PARTS = ["rabbitmq", "snapshots", "inventory", "gateway", "h1.agent", "h1.libvirtd"]
+
+
+@pytest.mark.parametrize("part", ["rabbitmq", *chaos(*PARTS[1:])])
+def test_a_part_dies_while_it_copies(world: World, writing_vm: VmOf, part: str) -> None:
+    """None of them carries the copy: the removal is done without being asked for again."""
+    vm = writing_vm()
+    snapshot = vm.snapshot("goes")
+    ended = deaths.remove_while_copying(vm, snapshot, lambda: again(world, part))
+    assert ended["state"] == "done", ended
+    deaths.assert_whole(vm, snapshots=0)
+
+
+@pytest.mark.chaos
+def test_the_host_loses_its_power_in_a_merge(world: World, writing_vm: VmOf) -> None:
+    vm = writing_vm()
+    snapshot = vm.snapshot("goes")
+
+    def hurt() -> None:
+        again(world, "h1")
+        world.stack.start_part("h1.agent")
+
+    ended = deaths.remove_while_copying(vm, snapshot, hurt)
+    vm.wait_for_state("down")
+    deaths.assert_undone_and_repeat(vm, ended, snapshot)
+    deaths.assert_whole(vm, snapshots=0)
+
+
+@pytest.mark.chaos
+def test_a_frozen_owner_wakes_up_harmless(world: World, writing_vm: VmOf) -> None:
+    vm = writing_vm()
+    snapshot = vm.snapshot("goes")
+
+    def hurt() -> None:
+        world.stack.freeze("snapshots")
+        second.start()
+
     second = world.stack.another("snapshots", "snapshots-2")
-    second.start()
     try:
-        ended = deaths.end_of(vm, job["id"])
+        ended = deaths.remove_while_copying(vm, snapshot, hurt)
         world.stack.cont("snapshots")
         assert ended["state"] == "done"
         deaths.assert_whole(vm, snapshots=0)
     finally:
+        world.stack.cont("snapshots")
         second.stop()
         del world.stack.services["snapshots-2"]
+
+
+@pytest.fixture(scope="module")
+def postgres() -> Iterator[Postgres]:
+    server = Postgres(Path(tempfile.mkdtemp(prefix="ds-pg-")))
+    server.start()
+    yield server
+    server.end()
+    shutil.rmtree(server.folder)
+
+
+@pytest.fixture(scope="module")
+def world_on_postgres(request: pytest.FixtureRequest, postgres: Postgres) -> Iterator[World]:
+    names = ("inventory", "snapshots")
+    for name in names:
+        postgres.sql(f"create database {name}")
+    yield from furnished(request, Stack(databases={name: postgres.url(name) for name in names}))
+
+
+@pytest.mark.chaos
+def test_postgresql_dies_in_a_merge(world_on_postgres: World, postgres: Postgres) -> None:
+    vm = world_on_postgres.machine("on-postgres", ring_mib=16, rate_kib=4096)
+    vm.start()
+    snapshot, second = vm.snapshot("goes"), vm.snapshot("goes too")
+
+    def hurt() -> None:
+        postgres.kill()
+        postgres.start()
+
+    ended = deaths.remove_while_copying(vm, snapshot, hurt)
+    assert ended["state"] == "done", ended
+    ended = deaths.remove_with_crash(world_on_postgres, vm, second, "snapshots", "merge.pivot.after_ask")
+    assert ended["state"] == "done", ended
+    deaths.assert_whole(vm, snapshots=0)
+
+
+def again(world: World, part: str) -> None:
+    world.stack.kill(part)
+    world.stack.start_part(part)
+
+
+def qemu_killer(world: World, vm: Machine) -> Callable[[], None]:
+    """Kills the QEMU that the VM has now."""
+    pid = world.stack.hosts["h1"].qemu_pid(f"vm-{vm.id}")
+    return lambda: os.kill(pid, signal.SIGKILL)
