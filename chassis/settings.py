@@ -87,7 +87,9 @@ class FrameSettings:
         False, "refuse news of host agents without the agent's own RabbitMQ user; for brokers with a user per agent"
     )
     flow_lease: float = setting(
-        10.0, "seconds until the flows of a dead instance are taken over", check=between(1, 3600)
+        10.0,
+        "seconds until flows of an instance that died on another machine are taken over; on this one it is at once",
+        check=between(1, 3600),
     )
     flow_patience: float = setting(
         1800.0, "seconds that a flow looks at an unknown outcome before it asks for a person", check=between(1, 1e6)
