@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from client.errors import ApiError, Unreachable
@@ -17,6 +17,7 @@ from deploy.stack import wait
 from deploy.world import Machine, World
 
 MIB = 2**20
+Job = Callable[[], Mapping[str, Any]]
 ENDED = ("done", "undone", "stuck")
 
 
@@ -74,9 +75,21 @@ def remove_with_crash(
     world: World, vm: Machine, snapshot_id: str, part: str, point: str, *, also: Callable[[], None] | None = None
 ) -> dict[str, Any]:
     """Let `part` kill itself at a crash point of this removal, hurt something else too, and start the part again."""
+    return with_crash(world, vm, part, point, lambda: vm.api.remove_snapshot(snapshot_id), also=also)
+
+
+def snapshot_with_crash(world: World, vm: Machine, part: str, point: str) -> dict[str, Any]:
+    """Let `part` kill itself at a crash point of a new snapshot."""
+    return with_crash(world, vm, part, point, lambda: vm.api.create_snapshot(vm.id, {"description": point}))
+
+
+def with_crash(
+    world: World, vm: Machine, part: str, point: str, ask: Job, *, also: Callable[[], None] | None = None
+) -> dict[str, Any]:
+    """The same for any job that `ask` begins."""
     process = world.stack.process(part)
     process.crash_at(point)
-    job = vm.api.remove_snapshot(snapshot_id)
+    job = ask()
     wait.until(f"{part} to die at {point}", process.crashed, 60, every=0.02)
     if part.endswith(".agent"):
         process.kill()  # its child died at the point; now all of it

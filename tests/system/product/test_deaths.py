@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from deploy.stack import proc, wait
 from deploy.stack.postgres import Postgres
 from deploy.stack.stack import Stack
 from deploy.world import Machine, World
@@ -27,7 +28,23 @@ STEPS = {
 }
 SERVICE_POINTS = [f"merge.{step}.{when}" for step, whens in STEPS.items() for when in whens]
 PIVOT_POINTS = ["after_journal", "after_suspend", "after_ask", "after_pivot", "after_mark", "after_resume"]
-AGENT_POINTS = ["commit.before_ask", "commit.after_begin", *(f"pivot.{when}" for when in PIVOT_POINTS)]
+COMMIT_POINTS = ["commit.before_ask", "commit.after_ask", "commit.after_begin"]
+AGENT_POINTS = [
+    *COMMIT_POINTS,
+    *(f"pivot.{when}" for when in PIVOT_POINTS),
+    "record.after_ask",
+    "discard.after_ask",
+    "volume.discard.renamed.data",
+    "volume.discard.removed.data",
+]
+SNAPSHOT_POINTS = [
+    *(
+        ("snapshots", f"snapshot.{step}.{when}")
+        for step in ("plan", "switch", "record")
+        for when in ("before_ask", "after_ask", "after_settled")
+    ),
+    *(("h1.agent", f"switch.{when}") for when in ("before_ask", "after_create")),
+]
 QUICK = {"merge.commit.after_ask", "merge.pivot.after_ask", "pivot.after_pivot"}
 
 
@@ -61,6 +78,16 @@ def test_the_agent_dies_at_a_crash_point(world: World, writing_vm: VmOf, point: 
 
 
 @pytest.mark.chaos
+@pytest.mark.parametrize(("part", "point"), SNAPSHOT_POINTS)
+def test_a_new_snapshot_survives_a_crash_point(world: World, writing_vm: VmOf, part: str, point: str) -> None:
+    vm = writing_vm()
+    ended = deaths.snapshot_with_crash(world, vm, part, point)
+    assert ended["state"] == "done", ended
+    deaths.assert_whole(vm, snapshots=1)
+    assert vm.remove(ended["snapshot_id"])["state"] == "done"
+
+
+@pytest.mark.chaos
 @pytest.mark.parametrize("point", [f"pivot.{when}" for when in PIVOT_POINTS])
 def test_qemu_dies_while_the_agent_is_dead_in_the_pivot(world: World, writing_vm: VmOf, point: str) -> None:
     vm = writing_vm()
@@ -90,6 +117,7 @@ def test_libvirtd_dies_in_the_pivot(world: World, writing_vm: VmOf, delay: float
 
     def hurt() -> None:
         os.kill(pid, signal.SIGKILL)
+        wait.until("the end of libvirtd", lambda: proc.state(pid) in ("", "Z"), 10, every=0.001)
         host.start_libvirtd()
 
     ended = deaths.remove_and_hurt_in_pivot(world, vm, snapshot, hurt, delay)

@@ -102,6 +102,7 @@ def test_two_hosts_work_on_one_shared_domain(two_hosts_world: World) -> None:
     assert [deaths.end_of(vm, job["id"])["state"] for vm, job in zip(pair, jobs, strict=True)] == ["done", "done"]
     for vm in pair:
         deaths.assert_whole(vm, snapshots=0)
+        vm.power_off()
 
 
 def test_a_vm_that_ran_on_one_host_starts_on_the_other(two_hosts_world: World) -> None:
