@@ -22,13 +22,14 @@ def two_hosts_world(request: pytest.FixtureRequest) -> Iterator[World]:
 
 def furnished(request: pytest.FixtureRequest, stack: Stack) -> Iterator[World]:
     """After a failed test its folder stays, with all logs."""
-    before = request.session.testsfailed
+    before, made = request.session.testsfailed, False
     stack.start()
     try:
         with contextlib.closing(World.of(stack)) as world:
+            made = True
             yield world
     finally:
-        failed = request.session.testsfailed > before
+        failed = not made or request.session.testsfailed > before
         stack.end(remove=not failed)
         if failed:
             print(f"logs: {stack.folder}/*/log")
