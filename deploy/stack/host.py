@@ -4,8 +4,10 @@ What it lacks is a kernel and a watchdog of its own. Ending it is a power cut: l
 QEMU runs as root and opens files itself; there is no virtlogd (`stdio_handler = "file"`), no cgroup and no network.
 """
 
+import itertools
 import os
 import signal
+import time
 import uuid
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -68,10 +70,16 @@ class Host:
             _empty(self.folder / part)
 
     def start_libvirtd(self, seconds: float = 60.0) -> None:
-        """Start libvirtd unless it runs, and wait until it answers."""
-        self.room.run([CONTROL, "start"], seconds=seconds)
+        """Start libvirtd unless it runs, and wait until it answers. One that ends while it starts is started again,
+        as systemd would: right after a SIGKILL the threads of the old one may still hold its locks."""
+        starts = itertools.count(time.monotonic(), 5.0)
+        due = next(starts)
 
         def look() -> bool:
+            nonlocal due
+            if time.monotonic() >= due:
+                due = next(starts)
+                self.room.run([CONTROL, "start"], seconds=seconds)
             return "running" in self.room.run(
                 ["sh", "-c", "virsh -q connect qemu:///system && echo running || true"], seconds=seconds
             )
