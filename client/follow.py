@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import functools
 import sys
+from collections.abc import Iterator
 from typing import Any
 
-from rich.progress import BarColumn, Progress, TextColumn, TimeElapsedColumn
+from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from client import errors, facts, show, units
+from client.api import ENDED
 from client.session import Session
 
 
 def to_the_end(session: Session, job: facts.Job, timeout: float | None = None) -> facts.Job:
     """Wait for a job. Raises JobFailed, JobStuck, JobSlow with what the job says."""
     last = job
-    with _Bar(job["description"] or job["kind"]) as bar:
+    with _Bars(session, job) as bars:
         for last in session.client.watch(job["id"], timeout):
-            bar.show(last)
+            bars.show(last)
+        bars.conclude(last)
     return _verdict(last)
 
 
@@ -30,20 +34,21 @@ def _verdict(job: facts.Job) -> facts.Job:
     raise errors.JobFailed(f"The job {job['id']} was undone: {reason['message']}", str(reason["hint"]))
 
 
-class _Bar:
-    """A moving bar on a terminal; elsewhere one line per step. Both on standard error, beside the answer."""
+class _Bars:
+    """A moving bar for each disk on a terminal; elsewhere one line per step. On standard error, beside the answer."""
 
-    def __init__(self, title: str) -> None:
-        self._title = title
+    def __init__(self, session: Session, job: facts.Job) -> None:
+        self._client = session.client
+        self._title = job["description"] or job["kind"]
         self._step = ""
         self._out = show.console(stderr=True)
         self._progress: Progress | None = None
+        self._bars: dict[str, TaskID] = {}
         if sys.stderr.isatty():
             columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
-            self._progress = Progress(*columns, TimeElapsedColumn(), console=self._out, transient=True)
-            self._task = self._progress.add_task(title, total=None, said="")
+            self._progress = Progress(*columns, TimeElapsedColumn(), console=self._out)
 
-    def __enter__(self) -> _Bar:
+    def __enter__(self) -> _Bars:
         if self._progress:
             self._progress.start()
         return self
@@ -54,14 +59,36 @@ class _Bar:
 
     def show(self, job: facts.Job) -> None:
         if self._progress:
-            cur, end = job["progress"]["cur"], job["progress"]["end"]
-            self._progress.update(self._task, total=end or None, completed=cur, said=said(job))
-        elif job["step"] != self._step or job["state"] in ("done", "undone", "stuck"):
+            for id, title, row in self._rows(job):
+                if id not in self._bars:
+                    self._bars[id] = self._progress.add_task(title, total=None, said="")
+                cur, end = row["progress"]["cur"], row["progress"]["end"]
+                self._progress.update(self._bars[id], total=end or None, completed=cur, said=said(row))
+        elif job["step"] != self._step or job["state"] in ENDED:
             self._out.print(f"{self._title}: {said(job)}", markup=False)
         self._step = job["step"]
 
+    def conclude(self, job: facts.Job) -> None:
+        """What it came to: the space that came back."""
+        result = job["result"] or {}
+        if result.get("bytes_merged") is not None:
+            merged, back = units.human(result["bytes_merged"]), units.human(result.get("bytes_returned") or 0)
+            self._out.print(f"{self._title}: {merged} merged, {back} came back on the storage.", markup=False)
 
-def said(job: dict[str, Any] | facts.Job) -> str:
+    def _rows(self, job: facts.Job) -> Iterator[tuple[str, str, Any]]:
+        """A removal shows its merges, one for each disk; other work shows itself."""
+        merges = list(self._client.merges.all(removal_id=job["id"])) if job["kind"] == "removal" else []
+        if not merges:
+            yield job["id"], self._title, job
+        for merge in merges:
+            yield merge["id"], f"{self._title}, disk {self._alias(merge['disk_id'])}", merge
+
+    @functools.cache  # noqa: B019  one object a command
+    def _alias(self, disk_id: str) -> str:
+        return self._client.disks.get(disk_id)["alias"]
+
+
+def said(job: dict[str, Any] | facts.Job | facts.Merge) -> str:
     """'merge 1.2 GiB of 4.0 GiB, 310.0 MiB/s'"""
     progress = job["progress"]
     parts = [job["state"] if job["state"] != "running" else job["step"]]

@@ -49,8 +49,8 @@ def status() -> int:
         return 1
     left = json.loads(LEFT.read_text())
     print(f"Up since {time.ctime(left['started'])}: {', '.join(one['name'] for one in left['rooms'])}")
-    print(f"  export DRYSTONE_URL=http://{left['address']}")
-    print(f"  export DRYSTONE_TOKEN=$(cat {left['folder']}/token)")
+    print(f"  export DRYSTONE_ADDRESS=http://{left['address']}")
+    print(f"  export DRYSTONE_TOKEN_FILE={left['folder']}/token")
     print(f"  logs: {left['folder']}/*/log")
     return 0
 

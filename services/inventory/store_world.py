@@ -34,7 +34,9 @@ def places_of(
 
 def place_of(host: tables.Host, used: int = 0) -> places.Place:
     memory = int((host.facts or {}).get("memory", 0))
-    return places.Place(host.id, host.cluster_id, host.state, host.clock_offset or 0.0, memory, used, host.problem or "")
+    return places.Place(
+        host.id, host.cluster_id, host.state, host.clock_offset or 0.0, memory, used, host.problem or ""
+    )
 
 
 # -- MAC addresses ----------------------------------------------------------------------------------------

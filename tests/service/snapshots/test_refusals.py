@@ -144,7 +144,7 @@ def test_domain_and_host_must_be_usable(site: Site, host: FakeAgent) -> None:
 def test_a_vm_that_is_down_needs_some_host(site: Site, host: FakeAgent) -> None:
     vm = site.vm(host, running=False)
     site.hosts[host.host_id]["state"] = "problem"
-    with pytest.raises(errors.NoHost, match="No host of data center .* none is up"):
+    with pytest.raises(errors.NoHost, match=r"No host of data center .* none is up"):
         site.take(vm)
 
 

@@ -5,6 +5,7 @@ import pathlib
 import signal
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
@@ -22,7 +23,7 @@ time.sleep(60)
 
 
 @pytest.fixture
-def other(tmp_path: pathlib.Path) -> subprocess.Popen[bytes]:
+def other(tmp_path: pathlib.Path) -> Iterator[subprocess.Popen[bytes]]:
     made = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE)
     assert made.stdout.readline() == b"held\n"
     yield made

@@ -1,6 +1,5 @@
 """The XML of a domain, held against libvirt's own schema where it is installed."""
 
-
 import shutil
 import subprocess
 from pathlib import Path

@@ -1,6 +1,5 @@
 """The correction of libvirt's status file, on recorded ones."""
 
-
 from xml.etree import ElementTree as ET
 
 import pytest
