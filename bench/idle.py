@@ -1,6 +1,6 @@
 """What the processes cost while nobody asks for anything: share of one core all together, and memory of each.
 
-"plain" is what the issue allows: 2 % of a core for all, 90 MiB for each (bare imports of the frame take 68).
+"plain" is the budget of CONTRIBUTING: 2 % of a core for all, 90 MiB for each (bare imports of the frame take 68).
 """
 
 from __future__ import annotations

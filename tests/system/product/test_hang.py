@@ -1,0 +1,48 @@
+"""A native call that hangs for 60 s on a host: no heartbeat is missed, nothing comes twice, others are served."""
+
+import contextlib
+import time
+
+import pytest
+
+from contracts import hostagent
+from deploy.stack import wait
+from deploy.stack.stack import Stack
+from deploy.world import World
+from tests.fakes.bus import Bus
+from tests.system.product import deaths
+
+pytestmark = pytest.mark.lab
+HANG = 60  # seconds
+BEAT = 5  # seconds between heartbeats, the agent's default
+
+
+def test_a_call_that_hangs_for_a_minute_costs_nobody_else_anything() -> None:
+    hanging = {"DRYSTONE_TEST_HANG": f"snapshotCreateXML:{HANG}"}
+    with (
+        Stack(settings=hanging) as stack,
+        contextlib.closing(World.of(stack)) as world,
+        Bus(stack.rabbitmq.uri) as bus,
+    ):
+        first, second = (world.machine(name, ring_mib=16, rate_kib=1024) for name in ("hangs", "goes-on"))
+        first.start()
+        second.start()
+        heard = bus.expect(hostagent.heartbeat)
+        job = first.api.create_snapshot(first.id, {"description": "hangs"})
+        agent = stack.process("h1.agent")
+        wait.until("the call to hang", lambda: "hangs for a test" in agent.log.read_text(), 30)
+        began = time.monotonic()
+        served = 0
+        while time.monotonic() - began < HANG:
+            second.remove(second.snapshot("beside"))
+            served += 1
+        beats = list(heard.news)
+        assert served > 1
+        assert len({beat["agent_id"] for beat in beats}) == 1
+        numbers = [beat["sequence"] for beat in beats]
+        assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
+        assert len(numbers) >= HANG // BEAT - 1
+        assert deaths.end_of(first, job["id"])["state"] == "done"
+        assert agent.log.read_text().count("hangs for a test") == 1
+        deaths.assert_whole(first, snapshots=1)
+        deaths.assert_whole(second, snapshots=0)
