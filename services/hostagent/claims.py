@@ -23,6 +23,9 @@ def raise_to(journal: Journal, disk_id: str, claim: Claim) -> None:
         raise errors.StaleClaim(claim=claim["number"], highest=known["number"], disk_id=disk_id)
     if claim["number"] > known["number"]:
         _keep(journal, disk_id, claim, {**known, "number": claim["number"]})
+        highest = _known(journal, disk_id, claim)["number"]  # a newer one may have come between the look and the write
+        if claim["number"] < highest:
+            raise errors.StaleClaim(claim=claim["number"], highest=highest, disk_id=disk_id)
 
 
 def take(journal: Journal, disk_id: str, claim: Claim) -> None:
@@ -47,10 +50,12 @@ def _known(journal: Journal, disk_id: str, claim: Claim) -> dict[str, int]:
 
 
 def _keep(journal: Journal, disk_id: str, claim: Claim, entry: dict[str, int]) -> None:
+    """Numbers only rise, whoever writes last: compared and kept under the journal's lock."""
+
     def edit(disks: dict[str, Any]) -> None:
         flows = disks.setdefault(disk_id, {})
-        flows.pop(claim["flow_id"], None)
-        flows[claim["flow_id"]] = entry
+        had = flows.pop(claim["flow_id"], None) or {"number": 0, "cancelled": 0}
+        flows[claim["flow_id"]] = {name: max(had[name], entry[name]) for name in had}
         for old in list(flows)[:-FLOWS_PER_DISK]:
             del flows[old]
 

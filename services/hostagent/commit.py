@@ -36,6 +36,8 @@ class Commit:
                 self._adopt(request, qemu, libvirt_)
                 return {}
             self._refuse_trouble(request, qemu)
+            # the scans took their time: a cancel that came meanwhile must find nothing begun after it
+            claims.take(self._parts.journal, request["disk"]["disk_id"], request["claim"])
             self._jobs.begin(request, libvirt_.target)
             crash.point("commit.before_ask")
             self._ask(request, libvirt_)

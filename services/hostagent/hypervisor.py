@@ -48,7 +48,7 @@ class Hypervisor:
         self._virt = Virt(place, self._on_event, self._on_connect)
         self._journal = journal
         self._eyes = Eyes(place, monitors, self._virt, self._storage, journal)
-        repair = Repair(place, self._virt, monitors)
+        self._repair = repair = Repair(place, self._virt, monitors, journal)
         disks, vms = Named(), Named()
         parts = Parts(place, self._eyes, self._virt, monitors, self._storage, journal, repair, disks, vms)
         self._jobs = Jobs(journal, self._eyes, self.server.tell)
@@ -62,6 +62,10 @@ class Hypervisor:
     def run(self) -> None:
         """Serve until the process ends."""
         listening = self.server.listen()
+        try:
+            self._repair.finish()
+        except OSError as fault:
+            _log.warning("libvirtd could not be started", reason=str(fault))
         self._virt.start()
         self._jobs.start()
         self._pivot.start()

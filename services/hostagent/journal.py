@@ -4,6 +4,7 @@
     jobs     {disk id: {...}}     block jobs that we began and whose end we have not seen
     pauses   {vm id: {...}}       guests that we paused around a pivot
     freezes  {vm id: {...}}       guests whose file systems we froze around a snapshot
+    repairs  {"libvirtd": vm id}  libvirtd is stopped, and ours to start again
 
 A write is on the disk when the method returns. Thread-safe.
 """
@@ -18,7 +19,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("claims", "jobs", "pauses", "freezes")
+SECTIONS = ("claims", "jobs", "pauses", "freezes", "repairs")
 
 
 class Journal:

@@ -11,6 +11,7 @@ from typing import Any
 from chassis import logs
 from contracts import errors
 from services.hostagent import domainxml, livexml
+from services.hostagent.virt import NoDomain
 from services.hostagent.vms import Vms
 from services.hostagent.work import Parts
 
@@ -33,12 +34,21 @@ class Mender:
             self._wake.wait()
             self._wake.clear()
             try:
-                for facts in self._vms.everyone():
-                    self._look_after(facts["vm_id"])
+                everyone = self._vms.everyone()
             except errors.Problem as problem:
                 _log.warning("VMs could not be compared with libvirt", reason=str(problem))
-            except Exception:
-                _log.exception("VMs could not be compared with libvirt")
+                continue
+            for facts in everyone:
+                self._look_after_one(facts["vm_id"])
+
+    def _look_after_one(self, vm_id: str) -> None:
+        """One that cannot be mended must not keep the others waiting."""
+        try:
+            self._look_after(vm_id)
+        except (errors.Problem, NoDomain) as problem:
+            _log.warning("a VM could not be compared with libvirt", vm_id=vm_id, reason=str(problem))
+        except Exception:
+            _log.exception("a VM could not be compared with libvirt", vm_id=vm_id)
 
     def _look_after(self, vm_id: str) -> None:
         with self._parts.vms.hold(vm_id, "the repair of libvirt", 60.0):

@@ -156,6 +156,8 @@ class Pivot:
         """Suspend and ask for the pivot; what came of it is for the next look."""
         vm_id = pause["vm_id"]
         if qemu.state == "running":
+            if pause["theirs"]:  # whoever had paused it has let it go: from now on the pause is ours to end
+                self._parts.journal.put("pauses", vm_id, {**pause, "theirs": False})
             with times.part("suspend_ms"):
                 self._libvirt(pause, "suspend", lambda domain: domain.suspend())
                 if self._status(vm_id) == "running":

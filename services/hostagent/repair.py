@@ -17,6 +17,7 @@ from pathlib import Path
 from chassis import crash, logs
 from contracts import errors
 from services.hostagent import blockgraph, domainxml, locks, monitor, process, statusxml
+from services.hostagent.journal import Journal
 from services.hostagent.monitor import Monitors
 from services.hostagent.place import Place
 from services.hostagent.virt import NoDomain, Virt
@@ -30,8 +31,8 @@ _log = logs.get("repair")
 
 
 class Repair:
-    def __init__(self, place: Place, virt: Virt, monitors: Monitors) -> None:
-        self._place, self._virt, self._monitors = place, virt, monitors
+    def __init__(self, place: Place, virt: Virt, monitors: Monitors, journal: Journal) -> None:
+        self._place, self._virt, self._monitors, self._journal = place, virt, monitors, journal
         self._tries: dict[str, list[float]] = {}
         self._lock = threading.Lock()
 
@@ -66,7 +67,15 @@ class Repair:
             self._tries[vm_id] = recent if spent else [*recent, now]
             return spent
 
+    def finish(self) -> None:
+        """Start libvirtd again if this process died between stopping and starting it."""
+        if self._journal.get("repairs", "libvirtd"):
+            _log.warning("a repair was cut off: libvirtd is started again")
+            run(self._place.libvirt_start)
+            self._journal.put("repairs", "libvirtd", None)
+
     def _restart_around(self, vm_id: str) -> None:
+        self._journal.put("repairs", "libvirtd", vm_id)
         run(self._place.libvirt_stop)
         self._virt.restarted()
         crash.point("repair.after_stop")
@@ -76,6 +85,7 @@ class Repair:
         finally:
             crash.point("repair.before_start")
             run(self._place.libvirt_start)
+            self._journal.put("repairs", "libvirtd", None)
 
     def _correct(self, vm_id: str) -> None:
         """libvirtd does not run: nobody else talks to QEMU or writes the status file."""

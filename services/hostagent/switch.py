@@ -42,6 +42,8 @@ class Switch:
                 self._put(entry)
             if not waiting:
                 return {"quiesced": False, "live": not down}
+            for entry in request["disks"]:  # a newer claim may have come while the volumes were made
+                claims.take(self._parts.journal, entry["disk"]["disk_id"], request["claim"])
             return {"quiesced": self._switch(request, waiting), "live": True}
 
     def thaw_left_over(self) -> None:

@@ -120,6 +120,19 @@ class Create:
     # -- small parts --------------------------------------------------------------------------------------
 
     def _look(self, flow: Flow, line: Mapping[str, Any]) -> DiskFacts:
+        """What the VM's host sees. Where no QEMU lives the VM may run elsewhere by now, and write to the old volume."""
+        seen = self._look_at(flow, line)
+        if seen.qemu.state != "absent":
+            return seen
+        vm = self.desk.peers.vm(flow.subject)
+        if vm["state"] not in ("running", "paused", "down"):
+            raise Unknown(errors.VmUnsure(vm_id=flow.subject, reason=f"it is {vm['state']}"))
+        if vm["host_id"] in (None, flow.data["host_id"]):
+            return seen
+        flow.save(host_id=vm["host_id"])
+        return self._look_at(flow, line)
+
+    def _look_at(self, flow: Flow, line: Mapping[str, Any]) -> DiskFacts:
         with peers.patient(peers.BLIND):
             return self.desk.peers.look(flow.data["host_id"], flow.subject, _ref(line), peers.claim_of(flow))
 

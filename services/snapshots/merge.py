@@ -95,8 +95,9 @@ class Merge:
         row, facts = self._look(flow)
         _refuse_to_turn(row, facts)
         job = facts.qemu.job
-        if job is None or (job.base_id and job.top_id and not chain.ours(row.plan, job)):
+        if job is not None and job.base_id and job.top_id and not chain.ours(row.plan, job):
             return None
+        # asked without a job too: an ask of ours whose answer was lost may be about to begin one; a cancel ends that
         request = {"vm_id": row.vm_id, "disk": _ref(row), "claim": peers.claim_of(flow)}
         with peers.patient():
             self.desk.peers.ask(row.host_id, hostagent.cancel_job, request)
