@@ -10,7 +10,6 @@ from __future__ import annotations
 import shutil
 import subprocess
 import time
-from collections.abc import Callable
 from pathlib import Path
 
 from bench.lines import Line, in_turns
@@ -136,7 +135,7 @@ class _plain_vm:
         self._host = next(iter(world.stack.hosts.values()))
         self._name = folder.name
         definition = folder / "domain.xml"
-        words = image.cmdline(**guest)  # type: ignore[arg-type]
+        words = image.cmdline(**guest)  # type: ignore[arg-type]  # checked where it is called
         definition.write_text(plain.xml(folder.name, [top], log, world.guest, words))
         self._definition = definition
 
@@ -180,8 +179,7 @@ def _acks(log: Path) -> int:
 
 
 def _wait_for_acks(log: Path, count: int) -> None:
-    enough: Callable[[], bool] = lambda: _acks(log) * BUSY["batch"] >= count  # noqa: E731
-    wait.until("the guest's writes", enough, 90)
+    wait.until("the guest's writes", lambda: _acks(log) * BUSY["batch"] >= count, 90)
 
 
 def _forget(world: World, vm: Machine) -> None:

@@ -97,7 +97,7 @@ def main(arguments: list[str]) -> None:
 
     uri = settings.load(settings.FrameSettings, os.environ).amqp_uri
     for parked in visit(uri, service, verdict):
-        print(parked.line() if verb == "list" else f"{verdict(parked)}: {parked.line()}")  # noqa: T201
+        print(parked.line() if verb == "list" else f"{verdict(parked)}: {parked.line()}")  # noqa: T201  a command: this is its answer
 
 
 if __name__ == "__main__":

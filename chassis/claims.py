@@ -87,7 +87,7 @@ class Claims:
         with self._database.write() as session:
             theirs = (flows.c.claimed_by == owner, flows.c.state.in_(ACTIVE))
             freed = session.execute(sa.update(flows).where(*theirs).values(claimed_by=None, lease_until=None))
-            return int(freed.rowcount)  # type: ignore[attr-defined]
+            return int(freed.rowcount)  # type: ignore[attr-defined]  # an UPDATE has it
 
     def _free(self, session: Session) -> list[sa.ColumnElement[bool]]:
         unowned = sa.or_(

@@ -1,6 +1,5 @@
 """The XML of a domain, held against libvirt's own schema where it is installed."""
 
-import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -56,8 +55,6 @@ def build(one: dict[str, Any], *, kvm: bool = False) -> str:
 @pytest.mark.parametrize("kvm", [False, True])
 @pytest.mark.parametrize("firmware", ["bios", "uefi"])
 def test_libvirts_schema_takes_it(tmp_path: Path, kvm: bool, firmware: str) -> None:
-    if not shutil.which("xmllint") or not SCHEMA.exists():
-        pytest.skip("xmllint or libvirt's schema is not installed")
     file = tmp_path / "vm.xml"
     file.write_text(build(spec(firmware=firmware), kvm=kvm))
     words = ["xmllint", "--noout", "--relaxng", str(SCHEMA), str(file)]
