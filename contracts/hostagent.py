@@ -272,13 +272,15 @@ class Switched(f.Fact):
 
 
 class MergeAsk(f.Request):
-    """Merge `top_id` down into `base_id`. `child_id`: the volume on top of top, null when top is active."""
+    """Merge `top_id` down into `base_id`. `child_id`: the volume on top of top, null when top is active. `between`:
+    the volumes between the two, the one below top first; they go down in the same job and are dropped with top."""
 
     vm_id = f.uid()
     disk = f.nested(DiskRef)
     base_id = f.uid()
     top_id = f.uid()
     child_id = f.uid(allow_none=True)
+    between = f.uids(load_default=list)
     claim = f.nested(Claim)
 
 
@@ -311,9 +313,12 @@ class Pivoted(f.Fact):
 
 
 class Discard(f.Request):
+    """Delete `volume_id`, and after it the dropped volumes `below` it in this order: one look at the domain for all."""
+
     vm_id = f.uid(allow_none=True)
     disk = f.nested(DiskRef)
     volume_id = f.uid()
+    below = f.uids(load_default=list)
     claim = f.nested(Claim)
 
 

@@ -118,12 +118,13 @@ class _Net:
         return tuple(layers)
 
     def ends(self, job_id: str) -> tuple[str | None, str | None]:
-        """base and top of a commit: its base or target, and the highest node that it copies from."""
+        """base and top of a commit: its base or target, and the highest node that it copies from. (An active commit
+        of a range names the layers below its source as intermediate nodes, and the source by itself.)"""
         for id_, kind in self._kinds.items():
             if kind == "block-job" and self.names[id_] == job_id:
                 edges = self._below.get(id_, {})
                 bases = edges.get("base") or edges.get("target") or []
-                sources = edges.get("intermediate node") or edges.get("source") or []
+                sources = edges.get("intermediate node", []) + edges.get("source", [])
                 return self._name(bases[0] if bases else None), self._name(self._highest(sources))
         return None, None
 

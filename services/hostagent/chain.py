@@ -4,13 +4,15 @@ A chain is read from two sources: the backing file in each qcow2 header (what QE
 `.meta` (what was recorded). The marks (LEGALITY) say which volumes still count.
 
 The leaf rule (safety rule 3): at any instant the marks name exactly one leaf, which holds every acknowledged write.
-The leaf is the one volume that is not marked illegal and that no other such volume stands on, by its header or
-by its record. Both count, because a merge changes them at different times:
+The leaf is the one volume that counts and that no other such volume stands on, by its header or by its record. A
+volume counts unless it is marked illegal, or passed over. Both count, because a merge changes them at different times:
 
     taking a snapshot    V1 <- V2          V2 is the leaf as soon as it exists: an empty overlay reads like V1
     active commit        B <- T            leaf T until T is marked illegal, while both read the same; then B
     internal commit      B <- T <- C       QEMU rewrites C's header to B; C's record still names T until the
                                            merge is recorded, so T never looks like a second leaf
+    a range in one job  B <- M <- T        the mark of T names its heir, B, in the same write: M between them is passed
+                                           over from then on, so that it never looks like a leaf, and is marked later
 """
 
 from __future__ import annotations
@@ -30,8 +32,8 @@ class Volume:
     """One volume as the storage has it. Sizes in bytes.
 
     `parent`: the record in `.meta`. `backing`: the volume that the header's name resolves to, `backing_name` the
-    name itself; `elsewhere`: that volume lies in another image of the domain (a template). `trouble`: why the
-    files cannot be trusted. `created`: seconds since 1970."""
+    name itself; `elsewhere`: that volume lies in another image of the domain (a template). `heir`: the volume that a
+    dropped range went into. `trouble`: why the files cannot be trusted. `created`: seconds since 1970."""
 
     id: str
     parent: str | None = None
@@ -43,6 +45,7 @@ class Volume:
     actual_size: int = 0
     legality: str = "legal"
     volume_type: str = "leaf"
+    heir: str | None = None
     created: int | None = None
     trouble: errors.Problem | None = None
 
@@ -72,9 +75,35 @@ def find_leaf(disk_id: str, volumes: Collection[Volume]) -> Verdict:
 
 def find_tips(volumes: Iterable[Volume]) -> list[str]:
     """The volumes that count and that no other one that counts stands on; sorted."""
-    counting = {v.id: v for v in volumes if v.legality == "legal"}
+    volumes = list(volumes)
+    passed = passed_over(volumes)
+    counting = {v.id: v for v in volumes if v.legality == "legal" and v.id not in passed}
     stood_on = {p for v in counting.values() for p in (v.parent, v.backing) if p != v.id}
     return sorted(set(counting) - stood_on)
+
+
+def passed_over(volumes: Collection[Volume]) -> set[str]:
+    """The volumes between a dropped top and its heir: they went down with it. Followed by record and by header, so that
+    one of them being unreadable changes nothing."""
+    by_id = {v.id: v for v in volumes}
+    found: set[str] = set()
+    for top in volumes:
+        if top.legality == "illegal" and top.heir is not None:
+            found.update(_down_to(by_id, top, {v.id: v.parent for v in volumes}))
+            found.update(_down_to(by_id, top, {v.id: v.backing for v in volumes}))
+    return found
+
+
+def _down_to(by_id: Mapping[str, Volume], top: Volume, below: Mapping[str, str | None]) -> list[str]:
+    """What lies between top and its heir by these steps; nothing where they do not lead there."""
+    path: list[str] = []
+    at = below[top.id]
+    while at is not None and at != top.heir:
+        if at in path or at not in by_id:
+            return []
+        path.append(at)
+        at = below[at]
+    return path if at is not None else []
 
 
 def _no_single(tips: Sequence[str], volumes: Collection[Volume]) -> str:

@@ -74,6 +74,8 @@ class Commit:
         reason = None
         if base not in ids or top not in ids or ids.index(top) >= ids.index(base):
             reason = f"QEMU does not have {top} above {base}"
+        elif ids[ids.index(top) + 1 : ids.index(base)] != request["between"]:
+            reason = f"QEMU has {ids[ids.index(top) + 1 : ids.index(base)]} between {top} and {base}"
         elif (ids[ids.index(top) - 1] if ids.index(top) else None) != child:
             reason = f"QEMU has {ids[ids.index(top) - 1] if ids.index(top) else 'nothing'} above {top}, not {child}"
         if reason:
@@ -102,16 +104,16 @@ class Commit:
             length = len(os.fsencode(written_backing([headers.get(ids[i - 1], "") for i in range(first, last + 1)])))
             if length > MAX_BACKING:
                 raise errors.BackingTooLong(bytes=length)
-        for number in range(first, last + 1):
-            self._refuse_shared(disk, str(ids[number]), ids[number - 1] if number else None)
+        self._refuse_shared(disk, {str(ids[at]): ids[at - 1] if at else None for at in range(first, last + 1)})
 
-    def _refuse_shared(self, disk: dict[str, Any], volume_id: str, above: str | None) -> None:
-        """Raises VolumeInUse when anybody but the volume above it in this chain refers to a volume."""
-        by = self._parts.storage.referrers(disk["domain"], disk["disk_id"], volume_id, deadline=60.0)
-        own = f"volume {above} of disk {disk['disk_id']}"
-        others = [one for one in by if one not in (own, f"the metadata of {own}")]
-        if others:
-            raise errors.VolumeInUse(volume_id=volume_id, by=", ".join(sorted(others)[:5]))
+    def _refuse_shared(self, disk: dict[str, Any], above: dict[str, str | None]) -> None:
+        """Raises VolumeInUse when anybody but the volume above it in this chain refers to one of these volumes."""
+        found = self._parts.storage.referrers(disk["domain"], disk["disk_id"], list(above), deadline=60.0)
+        for volume_id, by in found.items():
+            own = f"volume {above[volume_id]} of disk {disk['disk_id']}"
+            others = [one for one in by if one not in (own, f"the metadata of {own}")]
+            if others:
+                raise errors.VolumeInUse(volume_id=volume_id, by=", ".join(sorted(others)[:5]))
 
     # -- asks --
 

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+from collections.abc import Sequence
 from typing import Any
 
 from chassis import crash
@@ -22,9 +23,12 @@ _NAMED = 5  # of those who refer, this many are told
 Ref = dict[str, Any]
 
 
-def discard(domain: Ref, image: str, volume: str) -> None:
-    """Delete a volume that is marked illegal, or one whose making was never finished. Gone already: done."""
+def discard(domain: Ref, image: str, volume: str, below: Sequence[str] = ()) -> None:
+    """Delete a volume that is marked illegal, or one whose making was never finished, and after it those `below` in
+    this order; a dropped range refers to itself only from the top down. Gone already: done. One that may not go
+    keeps all of them."""
     place = _opened(domain)
+    doomed = [volume, *below]
     with (
         files.guard("discard_volume", place.file(image, volume), place.id),
         files.image_lock(place, image),
@@ -32,11 +36,14 @@ def discard(domain: Ref, image: str, volume: str) -> None:
         if not os.path.lexists(place.image(image)):
             return
         _refuse_no_folder(place.image(image), image)
-        if _is_there(place, image, volume):
-            _refuse_used(volume, scan.who_refers(scan.survey(place), place, image, volume))
+        there = [one for one in doomed if _is_there(place, image, one)]
+        if there:
+            _refuse_any_used(place, image, there)
             crash.point("volume.discard.after_scan")
-            _remove(place, image, volume)
-        _sweep(place, image, volume)
+        for one in doomed:
+            if one in there:
+                _remove(place, image, one)
+            _sweep(place, image, one)
 
 
 def _opened(ref: Ref) -> layout.Place:
@@ -62,6 +69,13 @@ def _is_there(place: layout.Place, image: str, volume_id: str) -> bool:
     if any(os.path.lexists(file + part) for part in _PARTS):
         raise errors.VolumeInUse(volume_id=volume_id, by="whoever made it: it has no metadata of ours")
     return False
+
+
+def _refuse_any_used(place: layout.Place, image: str, doomed: Sequence[str]) -> None:
+    """Look once at the domain: each of these may be referred to by those that go before it, and by nothing else."""
+    found = scan.survey(place)
+    for number, volume_id in enumerate(doomed):
+        _refuse_used(volume_id, scan.who_refers(found, place, image, volume_id, doomed[:number]))
 
 
 def _refuse_used(volume_id: str, by: list[str]) -> None:

@@ -206,6 +206,11 @@ class Volume:
         return LEGALITIES[self.values["LEGALITY"]]
 
     @property
+    def heir(self) -> str | None:
+        """The volume that a range went into of which this is the top; no key of VDSM's, which ignores it."""
+        return self.values.get("HEIR")
+
+    @property
     def volume_type(self) -> str:
         return VOLTYPES[self.values["VOLTYPE"]]
 
@@ -222,9 +227,13 @@ class Volume:
         parent: str | None = None,
         capacity: int | None = None,
         volume_type: str | None = None,
+        heir: str | None = None,
     ) -> Volume:
-        """The same with some values changed; everything else, known or not, stays."""
+        """The same with some values changed; everything else, known or not, stays. (A volume with an heir is about to
+        be deleted: its description makes room, so that the 512 bytes are kept whatever somebody wrote there.)"""
         values = dict(self.values)
+        if heir is not None:
+            values |= {"HEIR": heir, "DESCRIPTION": ""}
         if legality is not None:
             values["LEGALITY"] = legality.upper()
         if parent is not None:
@@ -275,7 +284,7 @@ def read_volume(data: bytes, file: str, disk_id: str) -> Volume:
     for key, known in (("FORMAT", FORMATS), ("LEGALITY", LEGALITIES), ("VOLTYPE", VOLTYPES)):
         if values.get(key) not in known:
             refuse(f"{key} is {_shown(values.get(key))}, not one of {', '.join(known)}")
-    for key in ("IMAGE", "PUUID"):
+    for key in ("IMAGE", "PUUID", *(("HEIR",) if "HEIR" in values else ())):
         if not is_uuid(values.get(key, "")):
             refuse(f"{key} is {_shown(values.get(key))}, not a UUID")
     size = "CAP" if "CAP" in values else "SIZE"

@@ -62,11 +62,13 @@ class Pivot:
             self._finish_old(vm_id, disk)
             qemu, libvirt_ = self._parts.sure(request)
             if qemu.leaf == request["base_id"]:
-                self._parts.storage.mark(disk["domain"], disk["disk_id"], request["top_id"], "illegal")
+                self._parts.storage.mark(disk["domain"], disk["disk_id"], request["top_id"], "illegal", _heir(request))
                 return _Times().facts()
             self._refuse(request, qemu, libvirt_)
             # space and time are spent now, not while the guest stands still
-            self._parts.storage.prepare_mark(disk["domain"], disk["disk_id"], request["top_id"], "illegal")
+            self._parts.storage.prepare_mark(
+                disk["domain"], disk["disk_id"], request["top_id"], "illegal", _heir(request)
+            )
             self._parts.journal.put("pauses", vm_id, _pause(request, qemu, libvirt_))
             crash.point("pivot.after_journal")
             try:
@@ -94,6 +96,9 @@ class Pivot:
         disk_id = request["disk"]["disk_id"]
         if qemu.leaf != request["top_id"]:
             raise errors.ChainDiffers(disk_id=disk_id, reason=f"QEMU writes to {qemu.leaf}, not {request['top_id']}")
+        path = [request["top_id"], *request["between"], request["base_id"]]
+        if list(qemu.ids[: len(path)]) != path:  # the mark passes over what it says lies between
+            raise errors.ChainDiffers(disk_id=disk_id, reason=f"QEMU has the chain {qemu.ids}, not {path}")
         if qemu.job is None:
             raise errors.JobFailed(disk_id=disk_id, reason="there is no job to pivot")
         if not qemu.works_on(request["base_id"], request["top_id"]):
@@ -180,7 +185,7 @@ class Pivot:
         crash.point("pivot.after_pivot")
         disk = pause["disk"]
         with times.part("mark_ms"):
-            self._parts.storage.mark(disk["domain"], disk["disk_id"], pause["top_id"], "illegal")
+            self._parts.storage.mark(disk["domain"], disk["disk_id"], pause["top_id"], "illegal", _heir(pause))
         crash.point("pivot.after_mark")
         if qemu.state != "running" and not pause["theirs"]:
             with times.part("resume_ms"):
@@ -324,6 +329,7 @@ def _pause(request: Request, qemu: views.Qemu, libvirt_: views.Libvirt) -> Pause
         "disk": request["disk"],
         "base_id": request["base_id"],
         "top_id": request["top_id"],
+        "between": request["between"],
         "flow_id": request["claim"]["flow_id"],
         "target": libvirt_.target,
         "pid": qemu.process.pid,
@@ -332,3 +338,8 @@ def _pause(request: Request, qemu: views.Qemu, libvirt_: views.Libvirt) -> Pause
         "tries": 0,
         "reason": "",
     }
+
+
+def _heir(told: dict[str, Any]) -> str | None:
+    """Base, where the merge is of a range: one write marks top and passes over what lies between."""
+    return str(told["base_id"]) if told.get("between") else None

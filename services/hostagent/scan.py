@@ -84,11 +84,12 @@ def scan(domain: Ref) -> dict[str, Any]:
     return {"volumes": rows, "foreign": foreign + [{"path": qcow2.shown(p), "backing": None} for p in found.leaving]}
 
 
-def referrers(domain: Ref, image: str, volume: str, but: list[str]) -> dict[str, Any]:
-    """{"by": [words, ...]}: who refers to a volume, apart from the volumes `but` of the same image."""
+def referrers(domain: Ref, image: str, volumes: list[str], but: list[str]) -> dict[str, Any]:
+    """{"by": {volume: [words, ...]}}: who refers to each volume, apart from the volumes `but` of the same image."""
     place = _opened(domain)
     with files.guard("scan", place.images, place.id):
-        return {"by": who_refers(survey(place), place, image, volume, but)}
+        found = survey(place)
+    return {"by": {volume: who_refers(found, place, image, volume, but) for volume in volumes}}
 
 
 def _opened(ref: Ref) -> layout.Place:

@@ -37,6 +37,7 @@ _ROOT = str(Path(__file__).resolve().parents[2])
 Domain = dict[str, Any]  # {"id": uuid, "path": mount point}, contracts.hostagent.DomainRef
 
 
+# budget: every storage call of the agent, each with its promise
 class Storage:
     """All storage calls of the agent. `deadline` is the default number of seconds for one call.
 
@@ -73,12 +74,18 @@ class Storage:
         return self._ask(SLOW, "scan", {"domain": domain}, deadline)
 
     def referrers(
-        self, domain: Domain, image: str, volume: str, but: Sequence[str] = (), *, deadline: float | None = None
-    ) -> list[str]:
-        """Scan the whole domain: who refers to this volume, each in words (`volume <id> of disk <id>`, or a path).
+        self,
+        domain: Domain,
+        image: str,
+        volumes: Sequence[str],
+        but: Sequence[str] = (),
+        *,
+        deadline: float | None = None,
+    ) -> dict[str, list[str]]:
+        """Scan the whole domain once: who refers to each volume, in words (`volume <id> of disk <id>`, or a path).
         `but`: volumes of the same image that may; before a commit of top into base, base may have top alone."""
-        args = {"domain": domain, "image": image, "volume": volume, "but": list(but)}
-        return list(self._ask(SLOW, "referrers", args, deadline)["by"])
+        args = {"domain": domain, "image": image, "volumes": list(volumes), "but": list(but)}
+        return dict(self._ask(SLOW, "referrers", args, deadline)["by"])
 
     # -- volumes --
 
@@ -112,34 +119,64 @@ class Storage:
         return self._ask(QUICK, "volumes", {"domain": domain, "image": image}, deadline)
 
     def prepare_mark(
-        self, domain: Domain, image: str, volume: str, legality: str, *, deadline: float | None = None
+        self,
+        domain: Domain,
+        image: str,
+        volume: str,
+        legality: str,
+        heir: str | None = None,
+        *,
+        deadline: float | None = None,
     ) -> None:
         """Write and sync the `.meta.new` of a later `mark`, before the guest is paused: the mark is then a rename
         that needs no space."""
-        args = {"domain": domain, "image": image, "volume": volume, "legality": legality}
+        args = {"domain": domain, "image": image, "volume": volume, "legality": legality, "heir": heir}
         self._ask(QUICK, "prepare_mark", args, deadline)
 
-    def mark(self, domain: Domain, image: str, volume: str, legality: str, *, deadline: float | None = None) -> None:
-        """Set LEGALITY ("legal", "illegal", "fake") durably; it is on the storage when this returns."""
-        args = {"domain": domain, "image": image, "volume": volume, "legality": legality}
+    def mark(
+        self,
+        domain: Domain,
+        image: str,
+        volume: str,
+        legality: str,
+        heir: str | None = None,
+        *,
+        deadline: float | None = None,
+    ) -> None:
+        """Set LEGALITY ("legal", "illegal", "fake") durably; it is on the storage when this returns. `heir`: the base
+        that a range went into of which this is the top."""
+        args = {"domain": domain, "image": image, "volume": volume, "legality": legality, "heir": heir}
         self._ask(QUICK, "mark", args, deadline)
 
     def record_merge(
-        self, domain: Domain, image: str, base: str, top: str, child: str | None, *, deadline: float | None = None
+        self,
+        domain: Domain,
+        image: str,
+        base: str,
+        top: str,
+        child: str | None,
+        *,
+        between: Sequence[str] = (),
+        deadline: float | None = None,
     ) -> None:
-        """After top went down into base: top illegal, child's parent := base, sizes and types as they are now.
-        ChainDiffers unless the child's header resolves to base (child None: unless base is the leaf)."""
-        args = {"domain": domain, "image": image, "base": base, "top": top, "child": child}
-        self._ask(QUICK, "record_merge", args, deadline)
+        """After top, with the volumes between, went down into base: these illegal, child's parent := base, sizes and
+        types as they are now. ChainDiffers unless the child's header resolves to base (child None: unless base is the
+        leaf)."""
+        ends = {"base": base, "top": top, "child": child, "between": list(between)}
+        self._ask(QUICK, "record_merge", {"domain": domain, "image": image, **ends}, deadline)
 
     def resize(self, domain: Domain, image: str, volume: str, capacity: int, *, deadline: float | None = None) -> None:
         """Record a new capacity in bytes (CAP of the `.meta`); the file itself is QEMU's to grow."""
         args = {"domain": domain, "image": image, "volume": volume, "capacity": capacity}
         self._ask(QUICK, "resize", args, deadline)
 
-    def discard(self, domain: Domain, image: str, volume: str, *, deadline: float | None = None) -> None:
-        """Delete one volume that is marked illegal and that nothing on the domain refers to, nor any QEMU opens."""
-        self._ask(SLOW, "discard", {"domain": domain, "image": image, "volume": volume}, deadline)
+    def discard(
+        self, domain: Domain, image: str, volume: str, below: Sequence[str] = (), *, deadline: float | None = None
+    ) -> None:
+        """Delete a volume that is marked illegal and that nothing on the domain refers to, nor any QEMU opens, and
+        after it those `below` in this order, which only the ones before them may refer to."""
+        args = {"domain": domain, "image": image, "volume": volume, "below": list(below)}
+        self._ask(SLOW, "discard", args, deadline)
 
     def delete_image(self, domain: Domain, image: str, *, deadline: float | None = None) -> None:
         """Delete a disk with all its volumes, if nothing outside refers to them and no QEMU has them open."""

@@ -37,12 +37,14 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
 }
 
 
-_IDS = {"image", "volume", "parent", "base", "top", "child"}
+_IDS = {"image", "volume", "parent", "base", "top", "child", "heir"}
+_LISTS = {"volumes", "between", "below"}
 
 
 def _check(args: dict[str, Any]) -> None:
     """Ids become path names and words become marks: nothing else may, whoever asks."""
     wrong = {name: ["Not a UUID."] for name in _IDS & set(args) if not layout.is_uuid(args[name] or layout.BLANK)}
+    wrong |= {name: ["Not UUIDs."] for name in _LISTS & set(args) if not all(map(layout.is_uuid, args[name]))}
     if not layout.is_uuid(args["domain"]["id"]):
         wrong["domain"] = ["Its id is not a UUID."]
     if args.get("legality", "legal") not in layout.LEGALITIES.values():

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from chassis import crash
@@ -43,14 +44,15 @@ class Storing:
 
     def record_merge(self, request: Request) -> dict[str, Any]:
         with self._parts.turn(request):
-            top = request["top_id"]
-            self._refuse_open(request, top)
+            dropped = [request["top_id"], *request["between"]]
+            self._refuse_open(request, dropped)
             self._parts.storage.record_merge(
                 request["disk"]["domain"],
                 request["disk"]["disk_id"],
                 request["base_id"],
-                top,
+                request["top_id"],
                 request["child_id"],
+                between=request["between"],
                 deadline=25.0,
             )
             crash.point("record.after_ask")
@@ -58,10 +60,14 @@ class Storing:
 
     def discard(self, request: Request) -> dict[str, Any]:
         with self._parts.turn(request):
-            self._refuse_open(request, request["volume_id"])
+            self._refuse_open(request, [request["volume_id"], *request["below"]])
             self._drop_unused(request)
             self._parts.storage.discard(
-                request["disk"]["domain"], request["disk"]["disk_id"], request["volume_id"], deadline=110.0
+                request["disk"]["domain"],
+                request["disk"]["disk_id"],
+                request["volume_id"],
+                request["below"],
+                deadline=110.0,
             )
             crash.point("discard.after_ask")
         return {}
@@ -80,14 +86,15 @@ class Storing:
         if qemu.alive and qemu.job is None and qemu.leaf == new["backing_id"]:
             self._parts.storage.mark(disk["domain"], disk["disk_id"], volume_id, "illegal")
 
-    def _refuse_open(self, request: Request, volume_id: str) -> None:
+    def _refuse_open(self, request: Request, volume_ids: Sequence[str]) -> None:
         """QEMU's own word comes before the storage's: a volume in its chain stays. Raises VolumeInUse, VmUnsure."""
         vm_id, disk = request.get("vm_id"), request["disk"]
         if vm_id is None or process.find(vm_id) is None:
             return
         qemu, _ = self._sure_or_gone(vm_id, disk)
-        if volume_id in qemu.ids:
-            raise errors.VolumeInUse(volume_id=volume_id, by=f"VM {vm_id}, which runs on it")
+        open_ = next((volume_id for volume_id in volume_ids if volume_id in qemu.ids), None)
+        if open_ is not None:
+            raise errors.VolumeInUse(volume_id=open_, by=f"VM {vm_id}, which runs on it")
 
     def _sure_or_gone(self, vm_id: str, disk: dict[str, Any]) -> tuple[views.Qemu, views.Libvirt]:
         try:

@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -94,6 +95,7 @@ def _read_one(place: layout.Place, image: str, volume_id: str, by_inode: dict[tu
         "capacity": meta.capacity,
         "legality": meta.legality,
         "volume_type": meta.volume_type,
+        "heir": meta.heir,
         "created": meta.created,
     }
     try:
@@ -201,22 +203,23 @@ def _opened(ref: Ref, writable: bool = False) -> layout.Place:
 # -- marks and records ------------------------------------------------------------------------------------
 
 
-def prepare_mark(domain: Ref, image: str, volume: str, legality: str) -> None:
+def prepare_mark(domain: Ref, image: str, volume: str, legality: str, heir: str | None = None) -> None:
     """Write what `mark` will put in place, so that within a guest's pause only a rename is left to do."""
     place = layout.Place(domain["path"], domain["id"])
     path = place.file(image, volume) + ".meta"
     with files.guard("prepare_mark", path, place.id, _META_NEEDS), files.marks_lock(place, image):
         meta = read_meta(place, image, volume)
         if meta.legality != legality:
-            files.write_new(path, layout.write_volume(meta.having(legality=legality)))
+            files.write_new(path, layout.write_volume(meta.having(legality=legality, heir=heir)))
 
 
-def mark(domain: Ref, image: str, volume: str, legality: str) -> None:
-    """Set LEGALITY durably. The domain's own metadata is not read again: a guest stands still meanwhile."""
+def mark(domain: Ref, image: str, volume: str, legality: str, heir: str | None = None) -> None:
+    """Set LEGALITY durably, and for the top of a range its heir in the same write (chain.py says why). The domain's own
+    metadata is not read again: a guest stands still meanwhile."""
     place = layout.Place(domain["path"], domain["id"])
     path = place.file(image, volume) + ".meta"
     with files.guard("mark", path, place.id, _META_NEEDS), files.marks_lock(place, image):
-        _change(place, image, volume, legality=legality)
+        _change(place, image, volume, legality=legality, heir=heir)
 
 
 def resize(domain: Ref, image: str, volume: str, capacity: int) -> None:
@@ -227,15 +230,22 @@ def resize(domain: Ref, image: str, volume: str, capacity: int) -> None:
         _change(place, image, volume, capacity=capacity)
 
 
-def record_merge(domain: Ref, image: str, base: str, top: str, child: str | None) -> None:
-    """Make the records say what is: top went down into base, and child (or nothing) stands on base."""
+def record_merge(
+    domain: Ref, image: str, base: str, top: str, child: str | None, *, between: Sequence[str] = ()
+) -> None:
+    """Make the records say what is: top, with what lies between, went down into base, and child (or nothing) stands on
+    base. Top is marked first: what lies between is passed over from then on, and can be marked one by one."""
     place = _opened(domain)
     with files.guard("record_merge", place.image(image), place.id, _META_NEEDS), files.marks_lock(place, image):
         volumes = {v.id: v for v in read_image(place, image)}
         _check_merged(image, volumes, base, top, child)
         if top in volumes:
-            _change(place, image, top, legality="illegal")
+            _change(place, image, top, legality="illegal", heir=base if between else None)
         crash.point("volume.record.after_top")
+        for volume in between:
+            if volume in volumes:
+                _change(place, image, volume, legality="illegal")
+            crash.point("volume.record.after_between")
         if child is not None:
             _change(place, image, child, parent=base)
         crash.point("volume.record.after_child")

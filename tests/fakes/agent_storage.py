@@ -17,7 +17,7 @@ MIB = 2**20
 
 @dataclass
 class Volume:
-    """`parent_id` is what `.meta` says, `backing_id` what the header says."""
+    """`parent_id` is what `.meta` says, `backing_id` what the header says. `heir`: the base of a dropped range."""
 
     volume_id: str
     parent_id: str | None
@@ -28,9 +28,12 @@ class Volume:
     legality: str = "legal"
     volume_type: str = "leaf"
     created_at: str = field(default_factory=lambda: clock.iso(dt.datetime.now(dt.UTC)))
+    heir: str | None = None
 
     def facts(self) -> Facts:
-        return dataclasses.asdict(self)
+        shown = dataclasses.asdict(self)
+        shown.pop("heir")
+        return shown
 
 
 @dataclass
@@ -151,8 +154,16 @@ class Storage:
         volumes.pop(volume_id, None)
 
     def leaf(self, disk_id: str) -> str | None:
-        """The one legal volume that no legal volume stands on; None when there are several or none."""
-        legal = [one for one in self.image(disk_id).volumes.values() if one.legality == "legal"]
+        """The one legal volume that no legal volume stands on; None when there are several or none. What lies between
+        a dropped top and its heir does not count."""
+        volumes = self.image(disk_id).volumes
+        passed: set[str | None] = set()
+        for one in volumes.values():
+            at = one.parent_id if one.heir else None
+            while at is not None and at != one.heir:
+                passed.add(at)
+                at = volumes[at].parent_id
+        legal = [one for one in volumes.values() if one.legality == "legal" and one.volume_id not in passed]
         below = {id_ for one in legal for id_ in (one.parent_id, one.backing_id)}
         tops = [one.volume_id for one in legal if one.volume_id not in below]
         return tops[0] if len(tops) == 1 else None

@@ -14,7 +14,8 @@ _pids = itertools.count(4000)
 
 @dataclass
 class Job:
-    """A block commit. `active`: top is what QEMU writes to, so that the job ends in ready and needs a pivot."""
+    """A block commit. `active`: top is what QEMU writes to, so that the job ends in ready and needs a pivot.
+    `between`: the layers that go down with top."""
 
     base_id: str
     top_id: str
@@ -22,6 +23,7 @@ class Job:
     end: int
     speed: int
     cur: int = 0
+    between: list[str] = field(default_factory=list)
 
     @property
     def active(self) -> bool:
@@ -196,10 +198,11 @@ class World:
         chain = vm.chains[disk_id]
         if job is None and ask["top_id"] in chain:
             at = chain.index(ask["top_id"])
-            if chain[at + 1 : at + 2] != [ask["base_id"]] or (ask["child_id"] is None) != (at == 0):
+            below = [*ask["between"], ask["base_id"]]
+            if chain[at + 1 : at + 1 + len(below)] != below or (ask["child_id"] is None) != (at == 0):
                 raise errors.ChainDiffers(disk_id=disk_id, reason="base is not below top, or top is not active")
             ends = (ask["base_id"], ask["top_id"], ask["child_id"])
-            vm.jobs[disk_id] = Job(*ends, end=self.job_bytes, speed=ask["bandwidth"])
+            vm.jobs[disk_id] = Job(*ends, end=self.job_bytes, speed=ask["bandwidth"], between=ask["between"])
         return {}
 
     def set_bandwidth(self, ask: Facts) -> Facts:
@@ -227,8 +230,8 @@ class World:
             if job is None or not job.ready:
                 raise errors.JobFailed(disk_id=disk_id, reason="it is not ready")
             del vm.jobs[disk_id]
-            vm.chains[disk_id].pop(0)
-            self.storage.volume(disk_id, ask["top_id"]).legality = "illegal"
+            del vm.chains[disk_id][: 1 + len(ask["between"])]
+            self._drop(disk_id, ask)
             self.storage.volume(disk_id, ask["base_id"]).volume_type = "leaf"
             self.news.append(("job", ask["vm_id"], disk_id, "completed", job.end, job.end))
         return {"suspend_ms": 1.0, "pivot_ms": 2.0, "mark_ms": 5.0, "resume_ms": 1.0}
@@ -238,18 +241,24 @@ class World:
         self._check_claim(disk_id, ask["claim"])
         if ask["child_id"] is not None:
             self.storage.volume(disk_id, ask["child_id"]).parent_id = ask["base_id"]
+        self._drop(disk_id, ask)
+        for volume_id in {*ask["between"]} & self.storage.image(disk_id).volumes.keys():
+            self.storage.volume(disk_id, volume_id).legality = "illegal"
+        return {}
+
+    def _drop(self, disk_id: str, ask: Facts) -> None:
         top = self.storage.image(disk_id).volumes.get(ask["top_id"])
         if top is not None:
-            top.legality = "illegal"
-        return {}
+            top.legality, top.heir = "illegal", ask["base_id"] if ask["between"] else None
 
     def discard_volume(self, ask: Facts) -> Facts:
         disk_id = ask["disk"]["disk_id"]
         self._check_claim(disk_id, ask["claim"])
         vm = self._with_disk(None, disk_id)
-        if vm is not None and ask["volume_id"] in vm.chains[disk_id]:
-            raise errors.VolumeInUse(volume_id=ask["volume_id"], by=f"QEMU of {vm.spec['name']}")
-        self.storage.delete_volume(disk_id, ask["volume_id"])
+        for volume_id in [ask["volume_id"], *ask["below"]]:
+            if vm is not None and volume_id in vm.chains[disk_id]:
+                raise errors.VolumeInUse(volume_id=volume_id, by=f"QEMU of {vm.spec['name']}")
+            self.storage.delete_volume(disk_id, volume_id)
         return {}
 
     def _running(self, vm_id: str, action: str) -> FakeVm:
@@ -279,7 +288,8 @@ class World:
         if job.cur >= job.end and not job.active:
             status = "completed"
             del vm.jobs[disk_id]
-            vm.chains[disk_id].remove(job.top_id)
+            for gone in (job.top_id, *job.between):
+                vm.chains[disk_id].remove(gone)
             assert job.child_id is not None
             self.storage.volume(disk_id, job.child_id).backing_id = job.base_id
         self.news.append(("job", vm.spec["id"], disk_id, status, job.cur, job.end))

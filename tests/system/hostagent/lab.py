@@ -141,13 +141,13 @@ class Vm:
     def start(self) -> dict[str, Any]:
         before = self.safe()
         facts = self.agent.ask("start_vm", self.spec())
-        self.writes_on(before)
+        self.writes_on(above=before)
         return facts
 
     def safe(self) -> int:
         return model.read_log(self.log).safe() if self.log.exists() else 0
 
-    def writes_on(self, above: int | None = None, count: int = 200) -> None:
+    def writes_on(self, count: int = 200, above: int | None = None) -> None:
         above = self.safe() if above is None else above
         wait.until(f"{count} more acknowledged writes", lambda: self.safe() >= above + count, 60)
 
@@ -166,22 +166,23 @@ class Vm:
     def look(self, disk: int = 0) -> dict[str, Any]:
         return self.agent.ask("look_disk", {"vm_id": self.id, "disk": self.disks[disk]})
 
-    def merge(self, base: int, disk: int = 0, **more: Any) -> dict[str, Any]:
-        """The request that merges the volume above `base` (an index) down."""
+    def merge(self, base: int, disk: int = 0, layers: int = 1, **more: Any) -> dict[str, Any]:
+        """The request that merges so many volumes above `base` (an index) down."""
         volumes = self.volumes[disk]
-        child = volumes[base + 2] if base + 2 < len(volumes) else None
+        top = base + layers
         return {
             "vm_id": self.id,
             "disk": self.disks[disk],
             "base_id": volumes[base],
-            "top_id": volumes[base + 1],
-            "child_id": child,
+            "top_id": volumes[top],
+            "child_id": volumes[top + 1] if top + 1 < len(volumes) else None,
+            "between": volumes[base + 1 : top][::-1],
             "claim": self.claim,
             **more,
         }
 
-    def commit(self, base: int, disk: int = 0, bandwidth: int = 0) -> dict[str, Any]:
-        request = self.merge(base, disk)
+    def commit(self, base: int, disk: int = 0, bandwidth: int = 0, layers: int = 1) -> dict[str, Any]:
+        request = self.merge(base, disk, layers)
         self.agent.ask("start_commit", {**request, "bandwidth": bandwidth})
         return request
 
@@ -211,8 +212,9 @@ class Vm:
         """record and discard."""
         self.agent.ask("record_merge", request)
         volume = {"vm_id": self.id, "disk": request["disk"], "volume_id": request["top_id"], "claim": self.claim}
-        self.agent.ask("discard_volume", volume)
-        self.volumes[disk].remove(request["top_id"])
+        self.agent.ask("discard_volume", {**volume, "below": request["between"]})
+        for gone in (request["top_id"], *request["between"]):
+            self.volumes[disk].remove(gone)
 
     def power_off(self) -> None:
         assert self.agent.ask("power_off_vm", {"vm_id": self.id})["state"] == "down"

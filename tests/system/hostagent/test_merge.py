@@ -45,6 +45,57 @@ def test_internal_and_active_layers_are_merged_under_a_writing_guest(agent: Agen
     assert {path.name[:36] for path in vm.folder().iterdir()} == set(vm.volumes[0])
 
 
+def test_ranges_of_layers_are_merged_in_one_job_each(agent: Agent, vm: Vm) -> None:
+    for _ in range(7):
+        vm.snapshot()
+        vm.writes_on(50)
+    internal = vm.commit(1, layers=3, bandwidth=2 * MIB)
+    assert ends(vm) == (internal["base_id"], internal["top_id"])
+    with pytest.raises(errors.ForeignJob):
+        vm.commit(1, layers=2)
+    vm.agent.ask("set_bandwidth", {**{k: internal[k] for k in ("vm_id", "disk", "claim")}, "bandwidth": 0})
+    vm.wait_merged(internal)
+    vm.finish(internal)
+    active = vm.commit(1, layers=3)
+    assert ends(vm) == (active["base_id"], active["top_id"])
+    assert vm.wait_ready()["storage"]["leaf"] == active["top_id"]
+    with pytest.raises(errors.ChainDiffers):
+        agent.ask("pivot", {**active, "between": active["between"][1:]})
+    agent.ask("pivot", active)
+    assert vm.leaf() == active["base_id"]  # before anything else is recorded
+    vm.finish(active)
+    assert vm.look()["qemu"]["chain"] == vm.volumes[0][::-1]
+    vm.writes_on()
+    vm.power_off()
+    assert vm.check().ok, vm.check().summary()
+    assert {path.name[:36] for path in vm.folder().iterdir()} == set(vm.volumes[0])
+
+
+def ends(vm: Vm) -> tuple[str | None, str | None]:
+    job = vm.look()["qemu"]["job"]
+    return job["base_id"], job["top_id"]
+
+
+def test_an_agent_that_dies_with_a_pivoted_range_leaves_base_as_the_leaf(agent: Agent, vm: Vm) -> None:
+    for _ in range(3):
+        vm.snapshot()
+        vm.writes_on(50)
+    request = vm.commit(0, layers=3)
+    vm.wait_ready()
+    agent.crash_at("pivot.after_mark")
+    with in_background(agent.ask, "pivot", request):
+        agent.wait_crashed()
+    agent.start()
+    wait.until("the pause to be over", lambda: not agent.journal()["pauses"], 30)
+    assert vm.leaf() == request["base_id"]
+    vm.writes_on()
+    vm.power_off()
+    assert vm.check().ok, vm.check().summary()
+    vm.start()
+    vm.finish(request)
+    vm.writes_on()
+
+
 def test_the_news_of_a_merge_come_once_a_second_and_end_with_its_end(agent: Agent, vm: Vm) -> None:
     vm.snapshot()
     vm.writes_on()

@@ -77,6 +77,14 @@ def test_a_job_has_the_ends_that_qemu_gives_it(phase: str, top: str, base: str, 
     assert view.job.ready is ready
 
 
+def test_an_active_commit_of_a_range_has_its_source_for_top() -> None:
+    """Its graph names the layers between as intermediate nodes and the active one as source."""
+    view = qemu_view("range")
+    assert view.ids == (V3, V2, V1)
+    assert view.works_on(V1, V3)
+    assert not view.works_on(V1, V2)
+
+
 @pytest.mark.parametrize("phase", ["idle", "pivoted"])
 def test_without_a_job_there_is_none(phase: str) -> None:
     assert qemu_view(phase).job is None

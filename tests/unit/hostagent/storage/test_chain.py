@@ -42,6 +42,31 @@ MOMENTS = {
         "child",
     ),
     "internal commit recorded": ([v("base"), illegal("top", "base"), v("child", "base")], "child"),
+    "a range pivoted, its top marked with its heir": (
+        [v("base"), v("m1", "base"), v("m2", "m1"), illegal("top", "m2", heir="base")],
+        "base",
+    ),
+    "the same, top's header is gone": (
+        [v("base"), v("m", "base"), illegal("top", record="m", trouble=BROKEN, heir="base")],
+        "base",
+    ),
+    "the same, a record between is gone": (
+        [v("base"), v("m1", "base"), v("m2", "m1", record=None), illegal("top", "m2", heir="base")],
+        "base",
+    ),
+    "a range marked in part": (
+        [v("base"), v("m1", "base"), illegal("m2", "m1"), illegal("top", "m2", heir="base")],
+        "base",
+    ),
+    "an internal range done, not recorded": (
+        [v("base"), v("m", "base"), v("top", "m"), v("child", "base", record="top")],
+        "child",
+    ),
+    "an internal range, top marked, nothing else": (
+        [v("base"), v("m", "base"), illegal("top", "m", heir="base"), v("child", "base", record="top")],
+        "child",
+    ),
+    "an heir that is gone": ([v("base"), illegal("top", "base", heir="gone")], "base"),
     "recorded ahead of QEMU's rewrite of the header": (
         [v("base"), v("top", "base"), v("child", "top", record="base")],
         "child",
@@ -64,6 +89,10 @@ TROUBLES = {
     "two children": ([v("a"), v("b", "a"), v("c", "a")], "2 leaves: b, c"),
     "all dropped": ([illegal("a")], "every volume is marked illegal"),
     "a circle": ([v("a", "b"), v("b", "a")], "in a circle"),
+    "somebody stands on what a range passes over": (
+        [v("base"), v("m", "base"), illegal("top", "m", heir="base"), v("x", "m")],
+        "2 leaves: base, x",
+    ),
     "a circle below the leaf": ([v("a", "b"), v("b", "a"), v("c", "b")], "stands on itself"),
     "on itself": ([v("a", "a")], "stands on itself"),
     "a missing base": ([v("b", "a")], "a is missing; b stands on it"),
@@ -187,18 +216,20 @@ class History:
         self.line.append(name)
         self.check()
 
-    def merge(self, at: int) -> None:
-        """Merge the volume at this place of the line down into the one below it."""
-        base, top = self.line[at - 1 : at + 1]
-        if top == self.line[-1]:
-            self.line.pop()  # from the pivot on, while both read the same, either may be named; the mark decides
-            self.volumes[top] = replace(self.volumes[top], legality="illegal")
-            self.check()
-        else:
-            child = self.line[at + 1]
-            self.line.remove(top)
+    def merge(self, at: int, layers: int = 1) -> None:
+        """Merge so many volumes, from this place of the line up, down into the one below them."""
+        base, *between, top = self.line[at - 1 : at + layers]
+        heir = base if between else None
+        child = self.line[at + layers] if at + layers < len(self.line) else None
+        for name in (*between, top):
+            self.line.remove(name)
+        if child is not None:
             self.change(child, backing=base, backing_name=base)
-            self.change(top, legality="illegal")
+        # from a pivot on, while both read the same, either end may be named; the mark decides
+        self.change(top, legality="illegal", heir=heir)
+        for name in reversed(between):
+            self.change(name, legality="illegal")
+        if child is not None:
             self.change(child, parent=base)
 
     def discard(self) -> None:
@@ -210,7 +241,12 @@ class History:
             self.check()
 
 
-@given(st.lists(st.sampled_from(["snapshot", "merge", "discard"]) | st.integers(1, 20), max_size=40))
+@given(
+    st.lists(
+        st.sampled_from(["snapshot", "merge", "discard"]) | st.integers(1, 20) | st.tuples(st.integers(1, 20)),
+        max_size=40,
+    )
+)
 def test_after_any_history_the_marks_name_the_one_leaf(moves):
     history = History()
     for move in moves:
@@ -218,6 +254,9 @@ def test_after_any_history_the_marks_name_the_one_leaf(moves):
             history.snapshot()
         elif move == "discard":
             history.discard()
+        elif isinstance(move, tuple):
+            at = 1 + move[0] % (len(history.line) - 1)
+            history.merge(at, min(4, len(history.line) - at))
         else:
             history.merge(len(history.line) - 1 if move == "merge" else 1 + move % (len(history.line) - 1))
     history.discard()

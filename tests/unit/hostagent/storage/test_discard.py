@@ -176,7 +176,7 @@ def test_whoever_refers_to_a_volume_keeps_it(way, disk, other_disk, storage, dom
     with pytest.raises(errors.VolumeInUse) as caught:
         disk.discard(v2)
     assert path.name in str(caught.value)
-    assert any(path.name in by for by in storage.referrers(domain, disk.image, v2))
+    assert any(path.name in by for by in storage.referrers(domain, disk.image, [v2])[v2])
     assert (disk.folder / v2).exists()
 
 
@@ -204,10 +204,11 @@ def test_a_reference_by_hard_link_alone_does_not_keep_a_disk_that_has_one_of_the
 
 def test_before_a_merge_base_may_have_top_and_nobody_else(disk, other_disk, storage, domain):
     v1, v2 = disk.chain("v1", "v2")
-    assert len(storage.referrers(domain, disk.image, v1)) == 2  # by header and by record
-    assert storage.referrers(domain, disk.image, v1, but=[v2]) == []
+    assert len(storage.referrers(domain, disk.image, [v1])[v1]) == 2  # by header and by record
+    assert storage.referrers(domain, disk.image, [v1, v2], but=[v2]) == {v1: [], v2: []}
     clone = clone_in_another_image(disk, other_disk, v1)
-    assert storage.referrers(domain, disk.image, v1, but=[v2]) == [f"volume {clone.name} of disk {other_disk.image}"]
+    found = storage.referrers(domain, disk.image, [v1, v2], but=[v2])
+    assert found == {v1: [f"volume {clone.name} of disk {other_disk.image}"], v2: []}
 
 
 def test_a_disk_with_foreign_files_in_its_folder_is_kept(disk):
