@@ -51,10 +51,8 @@ def test_a_request_to_a_stopped_provider_expires_in_the_queue(bus: Bus, leaf: Pr
 
 def test_a_service_that_has_been_gone_for_long_is_away_at_once(bus: Bus, relay: Process, rabbit: Rabbit) -> None:
     rabbit.delete("rpc-leaf")  # what the broker does by itself after a minute without a consumer
-    started = time.monotonic()
-    with pytest.raises(errors.ServiceAway):
-        bus.call(promises.nested, {"text": "x"}, deadline=10)
-    assert time.monotonic() - started < 5
+    with pytest.raises(errors.ServiceAway):  # after the deadline it would be NoAnswer
+        bus.call(promises.nested, {"text": "x"}, deadline=30)
 
 
 @pytest.mark.parametrize(

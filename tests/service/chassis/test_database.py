@@ -10,7 +10,6 @@ import sqlite3
 import subprocess
 import sys
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -109,12 +108,11 @@ def test_times_come_back_as_they_went_in(counting: Database) -> None:
         session.execute(sa.insert(line).values(at=datetime.datetime(2026, 1, 1)))  # noqa: DTZ001
 
 
-def test_green_writers_do_not_stall_the_hub(url: str, counting: Database) -> None:
-    """Two processes of eight green threads: nothing is lost, nobody fails, and the ticker goes on ticking."""
+def test_green_writers_of_two_processes_lose_nothing_and_nobody_fails(url: str, counting: Database) -> None:
     both = [writers(url, "write", 8, 25) for _ in range(2)]
-    found = [result(process) for process in both]
+    for process in both:
+        result(process)
     assert value(counting) == 2 * 8 * 25
-    assert all(each["gap"] < 1.0 for each in found), found  # SQLite's own wait would stand still for 5 s
 
 
 def test_a_write_transaction_that_does_not_yield_is_not_accused(url: str, counting: Database) -> None:
@@ -134,18 +132,17 @@ def test_another_process_that_holds_the_file_is_waited_for_in_green_time(url: st
     holder = sqlite3.connect(str(counting.url.database), isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN IMMEDIATE")
     process = writers(url, "write", 2, 1)
-    time.sleep(3)
+    assert process.stdout.readline() == "ticking\n"  # SQLite's own wait would stand still for 5 s, then fail
     holder.execute("COMMIT")
     holder.close()
-    found = result(process)
-    assert found["gap"] < 1.0
+    result(process)
     assert value(counting) == 2
 
 
 def test_long_queries_of_green_threads_run_at_the_same_time(postgres: Postgres) -> None:
     found = result(writers(postgres.fresh(), "wait", 4, 1))
-    assert found["seconds"] < 3.5  # psycopg's binary implementation needs 4.0: it blocks the hub
-    assert found["gap"] < 0.9
+    assert found["most"] == 4  # with psycopg's binary implementation 1: it blocks the hub
+    assert found["ticks"] > 10
 
 
 def test_write_inside_write_is_refused(opened: Opened, tmp_path: pathlib.Path) -> None:

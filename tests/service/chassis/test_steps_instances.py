@@ -16,13 +16,23 @@ import pytest
 import sqlalchemy as sa
 
 from chassis import context, steps
+from chassis.clock import FakeClock
 from chassis.database import Database
 from chassis.flow import FlowKind, FlowRow
 from chassis.steps import Runner
 from chassis.tables import flows
 from contracts import errors
 from tests.fakes.databases import Opened
-from tests.fakes.flows import KIND_NAMES, KIND_OPTIONS, World, make_tables, row_of, wait_for, wait_for_end
+from tests.fakes.flows import (
+    KIND_NAMES,
+    KIND_OPTIONS,
+    VirtualSignal,
+    World,
+    make_tables,
+    row_of,
+    wait_for,
+    wait_for_end,
+)
 from tests.fakes.postgres import Postgres
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
@@ -57,7 +67,8 @@ class Twins:
 
     def runner(self, kind: FlowKind | None = None, **options: Any) -> Runner:
         """One more instance, in a thread of this process."""
-        made = Runner(self.database, [kind or self.kind], instance="here", lease_seconds=LEASE, **options)
+        options = {"instance": "here", "lease_seconds": LEASE, **options}
+        made = Runner(self.database, [kind or self.kind], **options)
         thread = threading.Thread(target=made.loop)
         thread.start()
         self._loops.append((made, thread))
@@ -82,6 +93,18 @@ class Twins:
         for runner, thread in self._loops:
             runner.stop()
             thread.join(20)
+
+
+class CountedSignal(threading.Event):
+    """Writes down each wait that it is asked for."""
+
+    def __init__(self, waits: list[float | None]) -> None:
+        super().__init__()
+        self._waits = waits
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._waits.append(timeout)
+        return super().wait(timeout)
 
 
 @pytest.fixture(autouse=True)
@@ -171,11 +194,12 @@ def test_an_owner_that_slept_past_its_lease_cannot_save(twins: Twins) -> None:
 
 def test_a_lease_is_renewed_while_its_owner_works(twins: Twins) -> None:
     twins.world.start_long("b")
-    first = twins.runner()
+    first = twins.runner(lease_seconds=6.0)  # long enough for a machine that stands still for a while
     twins.start(runner=first)
     wait_for(lambda: first.active)
     second = twins.runner()
-    time.sleep(2.5 * LEASE)
+    ends = row_of(twins.database, "f").lease_until
+    wait_for(lambda: row_of(twins.database, "f").lease_until > ends)
     assert (first.active, second.active) == (1, 0)
     twins.world.finish("b")
     assert twins.end().claim == 1
@@ -250,13 +274,22 @@ def test_a_cancel_reaches_the_owner_in_another_instance(twins: Twins) -> None:
 def test_an_idle_runner_only_reads_now_and_then(twins: Twins, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(steps, "IDLE", IDLE)
     seen: list[str] = []
+    waits: list[float] = []
+    clock = FakeClock()
+
+    def waited(seconds: float) -> None:
+        waits.append(seconds)
+        if len(waits) == 4:
+            runner.stop()
+
     twins.database.read().__enter__().close()  # what a new connection asks for once does not count
     engines = [twins.database._writers, *([twins.database._readers] if twins.database.is_sqlite else [])]
     for engine in engines:  # on PostgreSQL both are one
         sa.event.listen(engine, "before_cursor_execute", lambda *event: seen.append(str(event[2])))
-    twins.runner()
-    time.sleep(3.5)
-    assert len(seen) <= 6
+    runner = Runner(twins.database, [twins.kind], clock, signal=lambda: VirtualSignal(clock, waited))
+    runner.loop()
+    assert waits == [3.0] * 4
+    assert len(seen) <= 2 * len(waits)
     assert not [sql for sql in seen if not sql.upper().startswith("SELECT")]
 
 
@@ -264,13 +297,10 @@ def test_settled_steps_follow_each_other_without_delay(twins: Twins) -> None:
     kind = twins.world.kind(*"abcdef")
     for name in "abcdef":
         twins.world.finish(name)
-    runner = twins.runner(kind)
-    twins.start("warm-up", runner)
-    twins.end("warm-up")
-    started = time.monotonic()
-    twins.start(runner=runner)
+    waits: list[float | None] = []
+    twins.start(runner=twins.runner(kind, signal=lambda: CountedSignal(waits)))
     assert twins.end().state == "done"
-    assert time.monotonic() - started < 1.0  # milliseconds; one wait of the runner alone would be more
+    assert not [seconds for seconds in waits if seconds not in (steps.POLL, steps.IDLE)]  # the loop's own
 
 
 # -- SIGKILL at every crash point -------------------------------------------------------------------------

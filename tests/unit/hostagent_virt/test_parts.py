@@ -93,7 +93,7 @@ def test_a_qemu_is_found_by_the_uuid_on_its_command_line(tmp_path: Path) -> None
 
 
 def _until(look: Callable[[], Any]) -> Any:
-    limit = time.monotonic() + 5
+    limit = time.monotonic() + 30
     while not (found := look()) and time.monotonic() < limit:
         time.sleep(0.02)
     return found
