@@ -13,7 +13,8 @@
     agent.problem = "libvirt is away"; agent.clock_off = 5.0
     agent.asked("start_vm")                               # the requests that came in
 
-Heartbeats leave every `interval` seconds; ticks of the world (jobs copy, guests shut down) every `tick` seconds.
+Heartbeats leave every `interval` seconds, with the time at which they are sent; ticks of the world (jobs copy, guests
+shut down) every `tick` seconds.
 """
 
 from __future__ import annotations
@@ -63,6 +64,7 @@ class FakeAgent:
         self.requests: list[tuple[str, dict[str, Any]]] = []
         self._fates: dict[str, list[tuple[str, errors.Problem | None]]] = {}
         self._threads: list[Any] = []
+        self._voice = bus.voice()
         self._stopping = threading.Event()
 
     def __enter__(self) -> FakeAgent:
@@ -88,8 +90,9 @@ class FakeAgent:
         """The agent's process ends; its VMs go on."""
         self._stopping.set()
         for thread in self._threads:
-            thread.stop() if isinstance(thread, places._Thread) else thread.join(10)
+            thread.stop() if isinstance(thread, places._Thread) else thread.join(60)
         self._threads = []
+        self._voice.close()
 
     def _beats(self) -> list[tuple[Callable[[], None], float]]:
         return [(self._beat_unless_silent, self.interval), (self._pass_time, self._tick)]
@@ -98,7 +101,7 @@ class FakeAgent:
         while True:
             try:
                 do()
-            except (OSError, AttributeError, RuntimeError):  # the broker is away; a test may have killed it
+            except places.FAULTS:  # the broker is away; a test may have killed it
                 time.sleep(places.QUIET)
             if self._stopping.wait(seconds):
                 return
@@ -127,13 +130,13 @@ class FakeAgent:
         return {**own, "clock": self.now(), "problem": self.problem, "facts": self.facts, "vms": vms, **other}
 
     def beat(self, **other: Any) -> None:
-        self.bus.tell(hostagent.heartbeat, self.heartbeat(**other), key=self.host_id)
+        self._voice.tell(hostagent.heartbeat, lambda: self.heartbeat(**other), key=self.host_id)
 
     def tell_vm(self, vm_id: str, **other: Any) -> None:
         """The news that a VM changed, as it is in the world now."""
         news = {"reason": "", "pid": None, "paused_by": "none", **self.world.look_vm({"vm_id": vm_id})}
-        news = {**news, "host_id": self.host_id, "clock": self.now(), **other}
-        self.bus.tell(hostagent.vm_changed, news, key=self.host_id)
+        news = {**news, "host_id": self.host_id}
+        self._voice.tell(hostagent.vm_changed, lambda: {**news, "clock": self.now(), **other}, key=self.host_id)
 
     def _tell_news(self) -> None:
         with self.world.storage.lock:
@@ -146,8 +149,8 @@ class FakeAgent:
 
     def _tell_job(self, vm_id: str, disk_id: str, status: str, cur: int, end: int) -> None:
         moved = {"status": status, "cur": cur, "end": end, "rate": int(self.world.job_rate / self._tick)}
-        news = {"host_id": self.host_id, "vm_id": vm_id, "disk_id": disk_id, **moved, "clock": self.now()}
-        self.bus.tell(hostagent.job_changed, news, key=self.host_id)
+        news = {"host_id": self.host_id, "vm_id": vm_id, "disk_id": disk_id, **moved}
+        self._voice.tell(hostagent.job_changed, lambda: {**news, "clock": self.now()}, key=self.host_id)
 
     # -- requests -----------------------------------------------------------------------------------------
 

@@ -11,6 +11,7 @@ fake provider cannot drift from the promise.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -27,6 +28,9 @@ from contracts import errors
 from contracts.promise import Event, Rpc
 
 Answer = Callable[[dict[str, Any]], dict[str, Any]]
+CONNECT = 20.0  # seconds for one connection to the broker
+FAULTS = (OSError, AttributeError, RuntimeError, *kombu.Connection().connection_errors)
+"""What a broken connection raises: py-amqp adds AttributeError and RuntimeError when it dies under one's hands."""
 QUIET = 0.2  # seconds a listening thread waits before it looks whether to stop
 
 
@@ -39,22 +43,22 @@ class _Thread:
         self.ready = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
         self._thread.start()
-        if not self.ready.wait(20):
+        if not self.ready.wait(60):
             raise RuntimeError("the fake could not listen to the broker")
 
     def stop(self) -> None:
         self._stopping.set()
-        self._thread.join(10)
+        self._thread.join(60)
 
     def _run(self) -> None:
         while not self._stopping.is_set():
             try:
                 self._listen()
-            except (OSError, ChannelError, AttributeError, RuntimeError, *kombu.Connection().connection_errors):
+            except (*FAULTS, ChannelError):
                 time.sleep(QUIET)
 
     def _listen(self) -> None:
-        with kombu.Connection(self._uri, connect_timeout=5) as connection:
+        with kombu.Connection(self._uri, connect_timeout=CONNECT) as connection:
             channel = connection.transport.establish_connection().channel()
             try:
                 queue = self._declare(channel)
@@ -85,15 +89,61 @@ class Heard:
             self.ids.append(message_id)
             self._changed.notify_all()
 
-    def wait(self, count: int = 1, timeout: float = 20.0) -> list[dict[str, Any]]:
+    def wait(self, count: int = 1, timeout: float = 60.0) -> list[dict[str, Any]]:
         """At least so many news. Raises AssertionError when they do not come in time (seconds)."""
         return self.until(lambda news: len(news) >= count, timeout)
 
-    def until(self, enough: Callable[[list[dict[str, Any]]], bool], timeout: float = 20.0) -> list[dict[str, Any]]:
+    def until(self, enough: Callable[[list[dict[str, Any]]], bool], timeout: float = 60.0) -> list[dict[str, Any]]:
         with self._changed:
             came = self._changed.wait_for(lambda: enough(self.news), timeout)
             assert came, f"{len(self.news)} news came in {timeout} s, the last: {self.news[-1:]}"
             return list(self.news)
+
+
+class Voice:
+    """Publishes over one connection, opened at its first use and again after a fault; for any number of threads."""
+
+    def __init__(self, uri: str) -> None:
+        self._uri = uri
+        self._lock = threading.Lock()
+        self._connection: Any = None
+
+    def tell(self, event: Event, payload: Callable[[], dict[str, Any]], key: str | None = None) -> None:
+        """Publish news that are made, and stamped with their time, when all is ready to send them."""
+
+        def checked() -> dict[str, Any]:
+            news = payload()
+            event.load(news)
+            return news
+
+        exchange = wire.events_exchange(event.service)
+        self.publish(exchange, wire.event_key(event, key), checked, message_id=uuid.uuid4().hex)
+
+    def publish(self, exchange: str, key: str, body: Callable[[], Any], **properties: Any) -> None:
+        topic = kombu.Exchange(exchange, type="topic", durable=True)
+        with self._lock:
+            try:
+                producer = self._producer(topic)
+                producer.publish(body(), exchange=topic, routing_key=key, **properties)
+            except BaseException:
+                self._hang_up()
+                raise
+
+    def close(self) -> None:
+        with self._lock:
+            self._hang_up()
+
+    def _producer(self, topic: kombu.Exchange) -> Any:
+        if self._connection is None:
+            options = {"confirm_publish": True}
+            self._connection = kombu.Connection(self._uri, connect_timeout=CONNECT, transport_options=options)
+        topic(self._connection.default_channel).declare()
+        return self._connection.Producer(serializer="json")
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._connection.release()
+            self._connection = None
 
 
 class Bus:
@@ -154,7 +204,7 @@ class Bus:
         envelope: dict[str, Any] = json.loads(bodies[0])["result"]
         return envelope
 
-    def wait_for(self, promise: Rpc, at: str | None = None, timeout: float = 30.0) -> None:
+    def wait_for(self, promise: Rpc, at: str | None = None, timeout: float = 60.0) -> None:
         """Until the provider of this promise listens (seconds)."""
         ends = time.monotonic() + timeout
         queue = wire.rpc_queue(wire.address(promise.service, at))
@@ -209,6 +259,10 @@ class Bus:
         event.load(payload)
         return self.tell_anything(event, payload, key, **properties)
 
+    def voice(self) -> Voice:
+        """For who tells news often; close it."""
+        return Voice(self.uri)
+
     def tell_anything(self, event: Event, payload: Any, key: str | None = None, **properties: Any) -> str:
         """The same without a check, for tests of bad news."""
         message_id = str(properties.pop("message_id", None) or uuid.uuid4().hex)
@@ -218,11 +272,8 @@ class Bus:
 
     def publish(self, exchange: str, key: str, body: Any, **properties: Any) -> None:
         """Anything, confirmed by the broker."""
-        options = {"confirm_publish": True}
-        with kombu.Connection(self.uri, connect_timeout=5, transport_options=options) as connection:
-            topic = kombu.Exchange(exchange, type="topic", durable=True)
-            producer = connection.Producer(serializer="json")
-            producer.publish(body, exchange=topic, routing_key=key, declare=[topic], **properties)
+        with contextlib.closing(Voice(self.uri)) as voice:
+            voice.publish(exchange, key, lambda: body, **properties)
 
     def _answer(self, promise: Rpc, fn: Answer, asked: list[dict[str, Any]], message: Any) -> None:
         envelope = _answered(promise, fn, asked, json.loads(message.body), message.headers)
@@ -253,7 +304,7 @@ class Bus:
             box[0].set()
 
     def _consumers(self, queue: str) -> int:
-        with kombu.Connection(self.uri, connect_timeout=5) as connection:
+        with kombu.Connection(self.uri, connect_timeout=CONNECT) as connection:
             try:
                 return int(connection.default_channel.queue_declare(queue, passive=True).consumer_count)
             except ChannelError:

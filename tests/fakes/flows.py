@@ -166,7 +166,7 @@ def row_of(database: Database, flow_id: str) -> flow.FlowRow:
         return flow.get(session, flow_id)
 
 
-def wait_for(what: Callable[[], Any], seconds: float = 30.0) -> Any:
+def wait_for(what: Callable[[], Any], seconds: float = 60.0) -> Any:
     """Until `what` answers something true."""
     ends = time.monotonic() + seconds
     while not (found := what()):
@@ -175,7 +175,7 @@ def wait_for(what: Callable[[], Any], seconds: float = 30.0) -> Any:
     return found
 
 
-def wait_for_end(database: Database, flow_id: str, seconds: float = 30.0) -> flow.FlowRow:
+def wait_for_end(database: Database, flow_id: str, seconds: float = 60.0) -> flow.FlowRow:
     """Until the flow is done, undone or stuck."""
     wait_for(lambda: not row_of(database, flow_id).active, seconds)
     return row_of(database, flow_id)

@@ -44,12 +44,12 @@ class Process:
     def alive(self) -> bool:
         return self._process is not None and self._process.poll() is None
 
-    def wait(self, timeout: float = 30.0) -> int:
+    def wait(self, timeout: float = 60.0) -> int:
         """Until it ends by itself (seconds); answers its code."""
         assert self._process is not None
         return self._process.wait(timeout)
 
-    def wait_for_log(self, text: str, timeout: float = 30.0) -> None:
+    def wait_for_log(self, text: str, timeout: float = 60.0) -> None:
         ends = time.monotonic() + timeout
         while text not in self.log:
             assert time.monotonic() < ends, f"{text!r} is not in the log after {timeout} s:\n{self.log[-3000:]}"
@@ -58,9 +58,9 @@ class Process:
 
     def kill(self) -> None:
         """Like a power cut."""
-        self._end(signal.SIGKILL, 10)
+        self._end(signal.SIGKILL, 60)
 
-    def stop(self, timeout: float = 20.0) -> int | None:
+    def stop(self, timeout: float = 60.0) -> int | None:
         """In good order; answers its code."""
         return self._end(signal.SIGTERM, timeout)
 
@@ -92,5 +92,5 @@ class Process:
             return self._process.wait(timeout)
         except subprocess.TimeoutExpired:
             self._process.kill()
-            self._process.wait(10)
+            self._process.wait(60)
             raise AssertionError(f"{self.module} did not stop within {timeout} s:\n{self.log[-3000:]}") from None

@@ -162,12 +162,12 @@ class Site:
     def merges(self, removal_id: str) -> list[Facts]:
         return list(self.call(snapshots.list_merges, removal_id=removal_id)["items"])
 
-    def end_of(self, job: Facts, *states: str, timeout: float = 40.0) -> Facts:
+    def end_of(self, job: Facts, *states: str, timeout: float = 90.0) -> Facts:
         """The job once it has ended, or is in one of these states."""
         wanted = states or ("done", "undone")
         return self.until(lambda: self._in(job["id"], wanted), f"job {job['kind']} {wanted}", timeout)
 
-    def until(self, look: Any, what: str, timeout: float = 20.0) -> Any:
+    def until(self, look: Any, what: str, timeout: float = 60.0) -> Any:
         ends = time.monotonic() + timeout
         while True:
             found = look()

@@ -19,7 +19,7 @@ def test_a_call_is_answered(bus: Bus, leaf: Process) -> None:
 
 
 def test_nested_calls_end_before_the_first_callers_deadline(bus: Bus, leaf: Process, relay: Process) -> None:
-    assert 0 < bus.call(promises.nested, {"text": "x"}, deadline=8)["left"] <= 8  # the promise's own is 10 s
+    assert 0 < bus.call(promises.nested, {"text": "x"}, deadline=9)["left"] <= 9  # the promise's own is 10 s
     body = {"args": [{"text": "x", "seconds": 600}], "kwargs": {}}
     envelope = bus.ask(promises.nested, body, headers={wire.DEADLINE: time.time() + 3}, seconds=60)
     assert envelope["error"]["code"] == "no_answer"

@@ -22,7 +22,7 @@ from tests.fakes.services import promises
 client = bus.Client(sys.argv[1], "agent-h1")
 for key in sys.argv[2:]:
     try:
-        client.tell(promises.beat, {"host_id": key, "number": 1}, key=key, timeout=3)
+        client.tell(promises.beat, {"host_id": key, "number": 1}, key=key, timeout=10)
         print("told", key)
     except errors.BusAway as problem:
         print("refused", key)

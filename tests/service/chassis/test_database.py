@@ -228,7 +228,7 @@ def test_a_deadlock_may_be_repeated(opened: Opened, postgres: Postgres) -> None:
         try:
             with database.write() as session:
                 session.execute(sa.text("SELECT * FROM pair WHERE id = :id FOR UPDATE"), {"id": first})
-                meet.wait(10)
+                meet.wait(60)
                 session.execute(sa.text("SELECT * FROM pair WHERE id = :id FOR UPDATE"), {"id": second})
             ends.append("done")
         except errors.DatabaseAway as problem:
@@ -238,7 +238,7 @@ def test_a_deadlock_may_be_repeated(opened: Opened, postgres: Postgres) -> None:
     for thread in threads:
         thread.start()
     for thread in threads:
-        thread.join(30)
+        thread.join(60)
     assert sorted(ends) == ["deadlock detected", "done"]
 
 

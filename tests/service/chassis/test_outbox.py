@@ -145,7 +145,7 @@ def test_of_two_instances_with_one_message_only_one_handles_it(store: Database, 
 
     def instance() -> None:
         database = Database(url)
-        both.wait(10)
+        both.wait(60)
         with database.write() as session:
             inbox.once(session, "m1", lambda: handled.append(1))
         database.close()

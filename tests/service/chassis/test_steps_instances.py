@@ -89,10 +89,10 @@ class Twins:
     def close(self) -> None:
         for process in self._processes:
             process.kill()
-            process.wait(10)
+            process.wait(60)
         for runner, thread in self._loops:
             runner.stop()
-            thread.join(20)
+            thread.join(60)
 
 
 class CountedSignal(threading.Event):
@@ -314,7 +314,7 @@ def killed_at(twins: Twins, point: str) -> None:
     chosen.write_text(point)
     process = twins.process(DRYSTONE_CRASH_FILE=str(chosen))
     twins.start()
-    assert process.wait(30) == -signal.SIGKILL
+    assert process.wait(60) == -signal.SIGKILL
     assert (twins.folder / "crash.fired").exists()
 
 

@@ -150,7 +150,7 @@ class Site:
     def get_host(self, agent: FakeAgent) -> Ask:
         return self.ask(inventory.get_host, id=agent.host_id)
 
-    def until(self, promise: Rpc, id_: str, seconds: float = 20.0, **fields: Any) -> Ask:
+    def until(self, promise: Rpc, id_: str, seconds: float = 60.0, **fields: Any) -> Ask:
         """The object once it has these fields."""
         ends = time.monotonic() + seconds
         while True:
@@ -163,7 +163,7 @@ class Site:
     def latest(self, domain: Ask) -> Ask:
         return self.ask(inventory.get_storage_domain, id=domain["id"])
 
-    def until_clock(self, agent: FakeAgent, *, off: bool, seconds: float = 20.0) -> None:
+    def until_clock(self, agent: FakeAgent, *, off: bool, seconds: float = 60.0) -> None:
         ends = time.monotonic() + seconds
         while (abs(self.get_host(agent)["clock_offset"]) > 2.0) is not off:
             assert time.monotonic() < ends, self.get_host(agent)

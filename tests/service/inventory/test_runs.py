@@ -237,3 +237,4 @@ def test_an_unknown_agent_is_logged_once(site: Site) -> None:
     site.process.wait_for_log(stranger.host_id)
     site.host()
     assert site.process.log.count(stranger.host_id) == 1
+    stranger.stop()
