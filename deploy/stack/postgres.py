@@ -61,9 +61,10 @@ class Postgres:
         wait.until("PostgreSQL to accept", lambda: "accepting" in self._ready(), seconds)
 
     def kill(self) -> None:
-        """SIGKILL of the main process; the others notice and end."""
-        if self._server is not None:
+        """SIGKILL of the main process; the others notice and end, and until then no new one can start."""
+        if self._server is not None and self._room is not None:
             self._server.kill()
+            wait.until("the end of PostgreSQL", lambda: not (self._room and self._room.members()), 60)
 
     def end(self) -> None:
         if self._room is not None:

@@ -3,23 +3,39 @@
 from __future__ import annotations
 
 import pathlib
+import shutil
+import tempfile
+import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
 from chassis.database import Database
-from tests.fakes.postgres import Postgres
+from deploy.stack import postgres as stack
+
+
+class Postgres(stack.Postgres):
+    """The stack's PostgreSQL, with a new database for whoever wants one."""
+
+    def fresh(self) -> str:
+        """An empty database; answers its address."""
+        name = f"t{uuid.uuid4().hex[:12]}"
+        self.sql(f"CREATE DATABASE {name}")
+        return self.url(name)
 
 
 @pytest.fixture(scope="session")
 def postgres() -> Iterator[Postgres]:
     """A private PostgreSQL for the whole run. Who kills it must start it again."""
-    server = Postgres()
+    folder = pathlib.Path(tempfile.mkdtemp(prefix="ds-pg-", dir="/tmp"))
+    server = Postgres(folder)
     try:
-        yield server.start()
+        server.start()
+        yield server
     finally:
-        server.stop()
+        server.end()
+        shutil.rmtree(folder, ignore_errors=True)
 
 
 @pytest.fixture(params=["sqlite", "postgresql"])

@@ -7,6 +7,7 @@ that it saw and refuses asks under a lower one, as a host agent does. `log` has 
 from __future__ import annotations
 
 import pathlib
+import threading
 import time
 from collections.abc import Callable
 from typing import Any
@@ -154,6 +155,18 @@ class VirtualSignal:
 
     def clear(self) -> None:
         self._set = False
+
+
+class CountedSignal(threading.Event):
+    """Writes down each wait that it is asked for."""
+
+    def __init__(self, waits: list[float | None]) -> None:
+        super().__init__()
+        self._waits = waits
+
+    def wait(self, timeout: float | None = None) -> bool:
+        self._waits.append(timeout)
+        return super().wait(timeout)
 
 
 def make_tables(database: Database) -> None:

@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.broker import Broker
 from tests.fakes.process import Process
-from tests.fakes.rabbitmq import Rabbit
 
 Start = Callable[..., Process]
 
 
 @pytest.fixture
-def run(rabbit: Rabbit, tmp_path: pathlib.Path) -> Iterator[Start]:
+def run(rabbit: Broker, tmp_path: pathlib.Path) -> Iterator[Start]:
     """run("leaf", slow=0.1): a process of tests.fakes.services.leaf; it ends with the test."""
     started: list[Process] = []
 

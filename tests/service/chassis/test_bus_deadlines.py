@@ -8,9 +8,9 @@ import pytest
 
 from chassis import bus_wire as wire
 from contracts import errors
+from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
 from tests.fakes.process import Process
-from tests.fakes.rabbitmq import Rabbit
 from tests.fakes.services import promises
 
 
@@ -40,7 +40,7 @@ def test_a_request_that_waited_for_a_frozen_provider_never_runs(bus: Bus, leaf: 
     assert bus.call(promises.tally, {})["runs"] == 1
 
 
-def test_a_request_to_a_stopped_provider_expires_in_the_queue(bus: Bus, leaf: Process, rabbit: Rabbit) -> None:
+def test_a_request_to_a_stopped_provider_expires_in_the_queue(bus: Bus, leaf: Process, rabbit: Broker) -> None:
     leaf.kill()
     with pytest.raises(errors.NoAnswer):
         bus.call(promises.echo, {"text": "stale"}, deadline=0.5)
@@ -49,7 +49,7 @@ def test_a_request_to_a_stopped_provider_expires_in_the_queue(bus: Bus, leaf: Pr
     assert bus.call(promises.tally, {}, deadline=30)["runs"] == 0
 
 
-def test_a_service_that_has_been_gone_for_long_is_away_at_once(bus: Bus, relay: Process, rabbit: Rabbit) -> None:
+def test_a_service_that_has_been_gone_for_long_is_away_at_once(bus: Bus, relay: Process, rabbit: Broker) -> None:
     rabbit.delete("rpc-leaf")  # what the broker does by itself after a minute without a consumer
     with pytest.raises(errors.ServiceAway):  # after the deadline it would be NoAnswer
         bus.call(promises.nested, {"text": "x"}, deadline=30)

@@ -9,14 +9,14 @@ from typing import Any
 import pytest
 
 from chassis import context
+from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
 from tests.fakes.process import Process
-from tests.fakes.rabbitmq import Rabbit
 from tests.fakes.services import promises
 
 
 @pytest.fixture(autouse=True)
-def _empty_queues(rabbit: Rabbit) -> Iterator[None]:
+def _empty_queues(rabbit: Broker) -> Iterator[None]:
     yield
     for queue in ("evt.relay.said.v1--leaf", "evt.agent.beat.v1--leaf", "parked--leaf"):
         rabbit.purge(queue)
@@ -64,7 +64,7 @@ def test_the_same_message_twice_is_handled_once(bus: Bus, leaf: Process) -> None
     assert tally_when(bus, lambda found: "last" in found["texts"])["rows"] == 2
 
 
-def test_poison_is_parked_after_bounded_tries_while_others_flow(bus: Bus, leaf: Process, rabbit: Rabbit) -> None:
+def test_poison_is_parked_after_bounded_tries_while_others_flow(bus: Bus, leaf: Process, rabbit: Broker) -> None:
     bus.tell(promises.said, {"text": "poison", "number": 1})
     for number in range(20):
         bus.tell(promises.said, {"text": "fine", "number": number})
@@ -74,14 +74,14 @@ def test_poison_is_parked_after_bounded_tries_while_others_flow(bus: Bus, leaf: 
     assert leaf.log.count("an event was parked") == 1
 
 
-def test_news_that_break_the_promise_are_parked(bus: Bus, leaf: Process, rabbit: Rabbit) -> None:
+def test_news_that_break_the_promise_are_parked(bus: Bus, leaf: Process, rabbit: Broker) -> None:
     bus.tell_anything(promises.said, {"text": "no number"})
     bus.publish("relay.events", "said.v1", {"text": "no id", "number": 1})
     bus.publish("relay.events", "said.v1", "\x00", content_type="application/json", content_encoding="utf-8")
     wait_until(lambda: rabbit.count("parked--leaf") == 3)
 
 
-def test_two_instances_share_the_work(bus: Bus, run: Any, rabbit: Rabbit) -> None:
+def test_two_instances_share_the_work(bus: Bus, run: Any, rabbit: Broker) -> None:
     both = [run("leaf", instance=name, slow=0.01) for name in ("1", "2")]
     for process in both:
         process.wait_for_log("started")
@@ -92,7 +92,7 @@ def test_two_instances_share_the_work(bus: Bus, run: Any, rabbit: Rabbit) -> Non
     assert found["pids"] == sorted(process.pid for process in both)
 
 
-def test_a_slow_consumer_keeps_its_memory(bus: Bus, run: Any, relay: Process, rabbit: Rabbit) -> None:
+def test_a_slow_consumer_keeps_its_memory(bus: Bus, run: Any, relay: Process, rabbit: Broker) -> None:
     leaf = run("leaf", slow=0.02)
     leaf.wait_for_log("started")
     bus.call(promises.burst, {"text": "warm", "count": 200})
@@ -104,7 +104,7 @@ def test_a_slow_consumer_keeps_its_memory(bus: Bus, run: Any, relay: Process, ra
     assert leaf.memory() - before < 8 * 2**20
 
 
-def test_an_agent_speaks_for_itself_only(bus: Bus, leaf: Process, rabbit: Rabbit) -> None:
+def test_an_agent_speaks_for_itself_only(bus: Bus, leaf: Process, rabbit: Broker) -> None:
     agent = Bus(rabbit.add_user("agent-h1", "pw"))
     agent.tell(promises.beat, {"host_id": "h1", "number": 1}, key="h1", user_id="agent-h1")
     agent.tell(promises.beat, {"host_id": "h2", "number": 2}, key="h2", user_id="agent-h1")  # another's key
@@ -113,12 +113,12 @@ def test_an_agent_speaks_for_itself_only(bus: Bus, leaf: Process, rabbit: Rabbit
     assert tally_when(bus, lambda found: found["rows"] >= 1)["texts"] == ["beat h1"]
 
 
-def test_unsigned_news_of_agents_are_refused_where_that_is_asked_for(bus: Bus, run: Any, rabbit: Rabbit) -> None:
+def test_unsigned_news_of_agents_are_refused_where_that_is_asked_for(bus: Bus, run: Any, rabbit: Broker) -> None:
     run("leaf", strict_agents=True).wait_for_log("started")
     bus.tell(promises.beat, {"host_id": "h1", "number": 1}, key="h1")
     wait_until(lambda: rabbit.count("parked--leaf") == 1)
 
 
 def test_unsigned_news_of_agents_are_taken_from_a_single_shared_user(bus: Bus, leaf: Process) -> None:
-    bus.tell(promises.beat, {"host_id": "h1", "number": 1}, key="h1", user_id="guest")
+    bus.tell(promises.beat, {"host_id": "h1", "number": 1}, key="h1", user_id="drystone")
     assert tally_when(bus, lambda found: found["rows"] == 1)["texts"] == ["beat h1"]

@@ -11,9 +11,10 @@ from collections import Counter
 import kombu
 
 from contracts import errors
+from deploy.stack.wait import free_port
+from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
 from tests.fakes.process import ROOT, Process
-from tests.fakes.rabbitmq import Rabbit, free_port
 from tests.fakes.services import promises
 from tests.service.chassis.test_bus_events import tally_when
 
@@ -41,7 +42,7 @@ def _call_often(bus: Bus, calls: int, outcomes: Counter[str]) -> list[threading.
 
 
 def test_calls_end_in_an_answer_or_a_declared_unknown_and_the_services_go_on(
-    bus: Bus, leaf: Process, relay: Process, rabbit: Rabbit
+    bus: Bus, leaf: Process, relay: Process, rabbit: Broker
 ) -> None:
     outcomes: Counter[str] = Counter()
     bus.call(promises.nested, {"text": "warm"})
@@ -60,7 +61,7 @@ def test_calls_end_in_an_answer_or_a_declared_unknown_and_the_services_go_on(
     assert relay.alive()
 
 
-def test_a_reply_that_finds_no_broker_does_not_end_the_service(bus: Bus, leaf: Process, rabbit: Rabbit) -> None:
+def test_a_reply_that_finds_no_broker_does_not_end_the_service(bus: Bus, leaf: Process, rabbit: Broker) -> None:
     thread = threading.Thread(target=_ignore_problems, args=(bus, {"text": "x", "seconds": 1.0}), daemon=True)
     thread.start()
     time.sleep(0.5)
@@ -101,17 +102,18 @@ def test_calls_while_the_broker_is_away_end_quickly_with_a_reason() -> None:
     assert "secret" not in str(lines)
 
 
-def test_a_call_with_a_wrong_password_says_so(rabbit: Rabbit) -> None:
-    assert all("refuses this user and password" in line for line in _ask_at(rabbit.uri_as("guest", "wrong")))
+def test_a_call_with_a_wrong_password_says_so(rabbit: Broker) -> None:
+    assert all("refuses this user and password" in line for line in _ask_at(rabbit.uri_of("drystone", "wrong")))
 
 
 def test_a_burst_of_news_survives_two_deaths_of_the_broker(
-    bus: Bus, leaf: Process, relay: Process, rabbit: Rabbit
+    bus: Bus, leaf: Process, relay: Process, rabbit: Broker
 ) -> None:
     bus.call(promises.burst, {"text": "burst", "count": 10_000})
     for threshold in (1000, 4000):
         tally_when(bus, lambda found, least=threshold: found["rows"] >= least, 120)  # type: ignore[misc]
-        rabbit.restart()
+        rabbit.kill()
+        rabbit.start()
         bus.wait_for(promises.tally)
     found = tally_when(bus, lambda found: found["rows"] >= 10_000, 200)
     time.sleep(1)
@@ -120,11 +122,12 @@ def test_a_burst_of_news_survives_two_deaths_of_the_broker(
 
 
 def test_news_told_while_the_broker_is_away_arrive_later(
-    bus: Bus, leaf: Process, relay: Process, rabbit: Rabbit
+    bus: Bus, leaf: Process, relay: Process, rabbit: Broker
 ) -> None:
     leaf.freeze()
     bus.call(promises.burst, {"text": "kept", "count": 3000})
-    rabbit.restart()
+    rabbit.kill()
+    rabbit.start()
     leaf.thaw()
     bus.wait_for(promises.tally)
     assert tally_when(bus, lambda found: found["rows"] == 3000)["distinct"] == 3000

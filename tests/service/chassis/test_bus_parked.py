@@ -8,14 +8,14 @@ import sys
 
 import pytest
 
+from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
 from tests.fakes.process import ROOT, Process
-from tests.fakes.rabbitmq import Rabbit
 from tests.fakes.services import promises
 from tests.service.chassis.test_bus_events import tally_when, wait_until
 
 
-def parked(rabbit: Rabbit, *arguments: str) -> str:
+def parked(rabbit: Broker, *arguments: str) -> str:
     environment = {**os.environ, "DRYSTONE_AMQP_URI": rabbit.uri}
     done = subprocess.run(
         [sys.executable, "-m", "chassis.bus_parked", *arguments],
@@ -30,7 +30,7 @@ def parked(rabbit: Rabbit, *arguments: str) -> str:
 
 
 @pytest.fixture
-def two_parked(bus: Bus, leaf: Process, rabbit: Rabbit) -> Rabbit:
+def two_parked(bus: Bus, leaf: Process, rabbit: Broker) -> Broker:
     """One that its handler cannot digest, one that speaks in another's name."""
     rabbit.purge("parked--leaf")
     bus.tell(promises.said, {"text": "poison", "number": 1}, message_id="m-poison")
@@ -39,7 +39,7 @@ def two_parked(bus: Bus, leaf: Process, rabbit: Rabbit) -> Rabbit:
     return rabbit
 
 
-def test_the_list_tells_what_is_parked_and_why_and_changes_nothing(two_parked: Rabbit) -> None:
+def test_the_list_tells_what_is_parked_and_why_and_changes_nothing(two_parked: Broker) -> None:
     for _ in range(2):
         text = parked(two_parked, "list", "leaf")
         assert "m-poison" in text
@@ -48,7 +48,7 @@ def test_the_list_tells_what_is_parked_and_why_and_changes_nothing(two_parked: R
     assert two_parked.count("parked--leaf") == 2
 
 
-def test_returned_news_reach_their_handler_again(two_parked: Rabbit, bus: Bus, leaf: Process) -> None:
+def test_returned_news_reach_their_handler_again(two_parked: Broker, bus: Bus, leaf: Process) -> None:
     leaf.kill()
     leaf.settings["appetite"] = "all"  # the cause was mended
     leaf.start()
@@ -57,13 +57,13 @@ def test_returned_news_reach_their_handler_again(two_parked: Rabbit, bus: Bus, l
     assert two_parked.count("parked--leaf") == 1
 
 
-def test_returning_does_not_make_forged_news_true(two_parked: Rabbit, bus: Bus) -> None:
+def test_returning_does_not_make_forged_news_true(two_parked: Broker, bus: Bus) -> None:
     parked(two_parked, "return", "leaf", "m-forged")
     wait_until(lambda: two_parked.count("parked--leaf") == 2)
     assert bus.call(promises.tally, {})["rows"] == 0
 
 
-def test_only_named_news_are_dropped(two_parked: Rabbit) -> None:
+def test_only_named_news_are_dropped(two_parked: Broker) -> None:
     assert "Name the ids" in parked(two_parked, "drop", "leaf")
     parked(two_parked, "drop", "leaf", "m-forged")
     assert two_parked.count("parked--leaf") == 1

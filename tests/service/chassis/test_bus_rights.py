@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
+from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
 from tests.fakes.process import ROOT
-from tests.fakes.rabbitmq import Rabbit
 from tests.fakes.services import promises
 
 AGENT = """
@@ -30,13 +30,13 @@ for key in sys.argv[2:]:
 
 
 @pytest.fixture
-def agent_uri(rabbit: Rabbit, bus: Bus) -> str:
+def agent_uri(rabbit: Broker, bus: Bus) -> str:
     """An agent's user: it may tell, under its own key, on an exchange that the set-up made."""
     bus.expect(promises.beat)
     user = f"agent-h1-{uuid.uuid4().hex[:6]}"
     uri = rabbit.add_user(user, "pw")
-    rabbit.control("set_permissions", user, "^rpc.*agent-h1.*$", r"^(nameko-rpc|agent\.events)$", "^rpc.*agent-h1.*$")
-    rabbit.control("set_topic_permissions", user, "agent.events", r"\.h1$", "^$")
+    rabbit.ctl("set_permissions", user, "^rpc.*agent-h1.*$", r"^(nameko-rpc|agent\.events)$", "^rpc.*agent-h1.*$")
+    rabbit.ctl("set_topic_permissions", user, "agent.events", r"\.h1$", "^$")
     return uri
 
 
@@ -50,14 +50,12 @@ def test_an_agent_that_may_not_declare_can_tell_under_its_own_key_only(agent_uri
     assert told(agent_uri, "h1", "h2", "h1") == ["told h1", "refused h2", "told h1"]
 
 
-def test_a_service_runs_with_the_rights_that_its_names_need(run: Any, rabbit: Rabbit, bus: Bus) -> None:
+def test_a_service_runs_with_the_rights_that_its_names_need(run: Any, rabbit: Broker, bus: Bus) -> None:
     bus.expect(promises.said)
     bus.expect(promises.beat)
     uri = rabbit.add_user("leaf", "pw")
     own = r"rpc-leaf|rpc\.reply-leaf-.*|evt\..*--leaf|(wait|again|parked)--leaf.*|leaf\.events"
-    rabbit.control(
-        "set_permissions", "leaf", f"^({own})$", f"^({own}|nameko-rpc)$", rf"^({own}|nameko-rpc|.*\.events)$"
-    )
+    rabbit.ctl("set_permissions", "leaf", f"^({own})$", f"^({own}|nameko-rpc)$", rf"^({own}|nameko-rpc|.*\.events)$")
     leaf = run("leaf", amqp_uri=uri)
     leaf.wait_for_log("started")
     assert bus.call(promises.echo, {"text": "x"})["text"] == "x"

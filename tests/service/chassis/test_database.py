@@ -19,8 +19,7 @@ from chassis.clock import FakeClock
 from chassis.database import Database, after_commit
 from chassis.tables import UtcTime
 from contracts import errors
-from tests.fakes.databases import Opened
-from tests.fakes.postgres import Postgres
+from tests.fakes.databases import Opened, Postgres
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 metadata = sa.MetaData()

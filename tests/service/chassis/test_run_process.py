@@ -9,9 +9,10 @@ import urllib.error
 import urllib.request
 from typing import Any
 
+from deploy.stack.wait import free_port
+from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
 from tests.fakes.process import Process
-from tests.fakes.rabbitmq import Rabbit, free_port
 from tests.fakes.services import promises
 from tests.service.chassis.test_bus_events import wait_until
 
@@ -24,8 +25,8 @@ def get(port: int, path: str) -> tuple[int, str]:
         return reply.code, reply.read().decode()
 
 
-def test_a_refused_password_ends_the_start_with_one_sentence(run: Any, rabbit: Rabbit) -> None:
-    leaf = run("leaf", amqp_uri=rabbit.uri_as("guest", "wrong"))
+def test_a_refused_password_ends_the_start_with_one_sentence(run: Any, rabbit: Broker) -> None:
+    leaf = run("leaf", amqp_uri=rabbit.uri_of("drystone", "wrong"))
     assert leaf.wait() == 1
     assert len(leaf.log.strip().splitlines()) == 1
     assert "refuses this user and password" in leaf.log
@@ -40,7 +41,7 @@ def test_bad_settings_end_the_start_with_all_faults(run: Any) -> None:
     assert "Traceback" not in leaf.log
 
 
-def test_a_broker_that_is_merely_away_is_waited_for(run: Any, rabbit: Rabbit, bus: Bus) -> None:
+def test_a_broker_that_is_merely_away_is_waited_for(run: Any, rabbit: Broker, bus: Bus) -> None:
     rabbit.kill()
     leaf = run("leaf")
     leaf.wait_for_log("waiting for it")
@@ -60,7 +61,7 @@ def test_a_process_ends_in_good_order_and_finishes_what_it_began(leaf: Process, 
     assert "Traceback" not in leaf.log
 
 
-def test_a_process_ends_in_good_order_while_the_broker_is_away(leaf: Process, rabbit: Rabbit) -> None:
+def test_a_process_ends_in_good_order_while_the_broker_is_away(leaf: Process, rabbit: Broker) -> None:
     rabbit.kill()
     leaf.wait_for_log("the broker is away")
     assert leaf.stop() == 0
@@ -75,7 +76,7 @@ def test_a_process_ends_while_it_still_waits_for_the_broker(run: Any) -> None:
     assert leaf.log.count("the broker is away ") == 1
 
 
-def test_health_follows_the_broker(run: Any, rabbit: Rabbit) -> None:
+def test_health_follows_the_broker(run: Any, rabbit: Broker) -> None:
     port = free_port()
     leaf = run("leaf", health_port=port)
     leaf.wait_for_log("started")
@@ -88,7 +89,7 @@ def test_health_follows_the_broker(run: Any, rabbit: Rabbit) -> None:
     wait_until(lambda: get(port, "/readyz")[0] == 200)
 
 
-def test_metrics_count_calls_and_parked_news(run: Any, bus: Bus, rabbit: Rabbit) -> None:
+def test_metrics_count_calls_and_parked_news(run: Any, bus: Bus, rabbit: Broker) -> None:
     rabbit.purge("parked--leaf")
     port = free_port()
     run("leaf", health_port=port).wait_for_log("started")

@@ -22,10 +22,11 @@ from chassis.flow import FlowKind, FlowRow
 from chassis.steps import Runner
 from chassis.tables import flows
 from contracts import errors
-from tests.fakes.databases import Opened
+from tests.fakes.databases import Opened, Postgres
 from tests.fakes.flows import (
     KIND_NAMES,
     KIND_OPTIONS,
+    CountedSignal,
     VirtualSignal,
     World,
     make_tables,
@@ -33,7 +34,6 @@ from tests.fakes.flows import (
     wait_for,
     wait_for_end,
 )
-from tests.fakes.postgres import Postgres
 
 ROOT = pathlib.Path(__file__).resolve().parents[3]
 LEASE = 1.0  # seconds
@@ -93,18 +93,6 @@ class Twins:
         for runner, thread in self._loops:
             runner.stop()
             thread.join(60)
-
-
-class CountedSignal(threading.Event):
-    """Writes down each wait that it is asked for."""
-
-    def __init__(self, waits: list[float | None]) -> None:
-        super().__init__()
-        self._waits = waits
-
-    def wait(self, timeout: float | None = None) -> bool:
-        self._waits.append(timeout)
-        return super().wait(timeout)
 
 
 @pytest.fixture(autouse=True)
@@ -198,8 +186,8 @@ def test_a_lease_is_renewed_while_its_owner_works(twins: Twins) -> None:
     twins.start(runner=first)
     wait_for(lambda: first.active)
     second = twins.runner()
-    ends = row_of(twins.database, "f").lease_until
-    wait_for(lambda: row_of(twins.database, "f").lease_until > ends)
+    granted = row_of(twins.database, "f").lease_until
+    wait_for(lambda: row_of(twins.database, "f").lease_until != granted)
     assert (first.active, second.active) == (1, 0)
     twins.world.finish("b")
     assert twins.end().claim == 1

@@ -9,15 +9,15 @@ from collections.abc import Iterator
 import httpx
 import pytest
 
+from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
-from tests.fakes.rabbitmq import Rabbit
 from tests.service.gateway.door import Door
 from tests.service.gateway.world import GIB, Row, World
 
 
 # for one file of tests only: its fakes would answer beside the real services of the next folder
 @pytest.fixture(scope="module")
-def world(rabbit: Rabbit) -> Iterator[World]:
+def world(rabbit: Broker) -> Iterator[World]:
     made = World()
     with Bus(rabbit.uri) as bus:
         made.serve(bus, "inventory", "snapshots")
@@ -25,7 +25,7 @@ def world(rabbit: Rabbit) -> Iterator[World]:
 
 
 @pytest.fixture(scope="module")
-def door(rabbit: Rabbit, world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
+def door(rabbit: Broker, world: World, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Door]:
     made = Door(tmp_path_factory.mktemp("door"), rabbit.uri, {"EVENT_BUFFER": "50", "STREAM_HEARTBEAT": "0.5"})
     try:
         yield made.start()

@@ -10,8 +10,8 @@ import pytest
 
 from contracts import errors
 from contracts import inventory as promises
+from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
-from tests.fakes.rabbitmq import Rabbit
 from tests.service.gateway.door import Door
 from tests.service.gateway.world import Row, World
 
@@ -88,7 +88,7 @@ def test_a_list_comes_in_pages_that_link_to_each_other(http: httpx.Client, world
 
 
 def test_the_user_and_the_request_id_travel_to_the_service(
-    rabbit: Rabbit, bus: Bus, http: httpx.Client, world: World
+    rabbit: Broker, bus: Bus, http: httpx.Client, world: World
 ) -> None:
     answer = http.get("/vms", headers={"X-Request-ID": "from-outside-1"})
     assert answer.headers["X-Request-ID"] == "from-outside-1"
@@ -229,11 +229,9 @@ def test_the_token_file_is_private_and_the_log_names_it_without_its_content(door
 # -- who is away ------------------------------------------------------------------------------------------
 
 
-def test_a_service_that_is_away_is_named_and_the_others_go_on(rabbit: Rabbit, folder: pathlib.Path) -> None:
+def test_a_service_that_is_away_is_named_and_the_others_go_on(rabbit: Broker, folder: pathlib.Path) -> None:
     host = f"away{uuid.uuid4().hex[:8]}"
-    rabbit.control("add_vhost", host)
-    rabbit.control("set_permissions", "-p", host, "guest", ".*", ".*", ".*")
-    uri = rabbit.uri.removesuffix("//") + f"/{host}"
+    uri = rabbit.add_host(host)
     world, door = World(), Door(folder, uri).start()
     try:
         with Bus(uri) as bus, door.http() as http:
@@ -248,11 +246,9 @@ def test_a_service_that_is_away_is_named_and_the_others_go_on(rabbit: Rabbit, fo
         assert door.stop() == 0
 
 
-def test_a_service_that_is_silent_ends_in_no_answer_within_the_deadline(rabbit: Rabbit, folder: pathlib.Path) -> None:
+def test_a_service_that_is_silent_ends_in_no_answer_within_the_deadline(rabbit: Broker, folder: pathlib.Path) -> None:
     host = f"mute{uuid.uuid4().hex[:8]}"
-    rabbit.control("add_vhost", host)
-    rabbit.control("set_permissions", "-p", host, "guest", ".*", ".*", ".*")
-    uri = rabbit.uri.removesuffix("//") + f"/{host}"
+    uri = rabbit.add_host(host)
     door = Door(folder, uri).start()
     try:
         with Bus(uri) as bus, door.http() as http:
@@ -283,8 +279,8 @@ def test_without_rabbitmq_the_door_is_open_and_says_so(folder: pathlib.Path) -> 
         assert door.stop() == 0
 
 
-def test_a_wrong_password_of_rabbitmq_ends_the_gateway_with_a_sentence(rabbit: Rabbit, folder: pathlib.Path) -> None:
-    door = Door(folder, rabbit.uri_as("guest", "wrong"))
+def test_a_wrong_password_of_rabbitmq_ends_the_gateway_with_a_sentence(rabbit: Broker, folder: pathlib.Path) -> None:
+    door = Door(folder, rabbit.uri_of("drystone", "wrong"))
     assert door.spawn().wait(30) != 0
     assert "refuses this user and password" in door.log
     assert "wrong@" not in door.log

@@ -2,23 +2,20 @@
 
 from __future__ import annotations
 
-import os
-import pathlib
 import time
 import uuid
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
-import sqlalchemy as sa
 
 from contracts import errors, inventory, snapshots
 from contracts.promise import Rpc
-from deploy.stack.postgres import Postgres
 from tests.fakes.agent import FakeAgent
+from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
+from tests.fakes.databases import Postgres
 from tests.fakes.process import Process
-from tests.fakes.rabbitmq import Rabbit
 
 GIB = 2**30
 Ask = dict[str, Any]
@@ -35,32 +32,17 @@ def unique(name: str) -> str:
     return f"{name}-{uuid.uuid4().hex[:8]}"
 
 
-@pytest.fixture(scope="session")
-def postgres(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Postgres]:
-    server = Postgres(pathlib.Path("/tmp") / f"drys-pg-{os.getpid()}")
-    server.start()
-    try:
-        yield server
-    finally:
-        server.end()
-
-
 @pytest.fixture(scope="module", params=["sqlite", "postgres"])
 def database_url(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> str:
     """A fresh database of each sort for a whole file of tests."""
     if request.param == "sqlite":
         return f"sqlite:///{tmp_path_factory.mktemp('inventory')}/inventory.sqlite"
     server: Postgres = request.getfixturevalue("postgres")
-    name = f"d{uuid.uuid4().hex}"
-    engine = sa.create_engine(server.url(), isolation_level="AUTOCOMMIT")
-    with engine.connect() as connection:
-        connection.execute(sa.text(f"CREATE DATABASE {name}"))
-    engine.dispose()
-    return server.url(name)
+    return server.fresh()
 
 
 @pytest.fixture(scope="module")
-def start(rabbit: Rabbit, database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
+def start(rabbit: Broker, database_url: str, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Start]:
     """start(crash=...): an inventory on this database; it ends with the file of tests."""
     folder = tmp_path_factory.mktemp("process")
     started: list[Process] = []
