@@ -112,8 +112,9 @@ class SnapshotDisk(f.Fact):
 
 
 class Snapshot(f.Fact):
-    """`state`: creating, ok, removing. `restorable` is false for good once a merge of it has begun: its volumes
-    are then mixtures of two moments. `partly_removed`: only some of its disks could be removed, the rest is here."""
+    """`state`: creating, ok, removing. `restorable` is false from the plan of a merge of it on, and for good unless
+    it is certain that nothing was copied: its volumes are then mixtures of two moments. `partly_removed`: only some
+    of its disks could be removed, the rest is here."""
 
     id = f.uid()
     vm_id = f.uid()

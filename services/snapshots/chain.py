@@ -7,8 +7,9 @@ A chain of the database is a tuple of volume ids, first volume first; the last o
 from __future__ import annotations
 
 import enum
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 from contracts import errors
 from services.snapshots.facts import DiskFacts, Job, Volume
@@ -202,6 +203,20 @@ def merged(plan: MergePlan, facts: DiskFacts) -> bool:
     if facts.qemu.alive:
         return facts.qemu.leaf == plan.base_id
     return facts.qemu.state == "absent" and facts.storage.leaf == plan.base_id
+
+
+def whole(plan: MergePlan, facts: DiskFacts, kept: Mapping[str, Any]) -> bool:
+    """Was nothing copied into base, so that its snapshot is what it was? Of a merge that turned back.
+
+    `kept`: what its flow wrote down: `asked` and `untouched` (asks for the copy, and those of them that were refused
+    before QEMU was asked), `seen` (a job on the disk, whose ever). Where one answer is missing nobody knows.
+    """
+    if kept.get("seen") or kept.get("started") or kept.get("asked", 0) != kept.get("untouched", 0):
+        return False
+    if facts.unknown or facts.qemu.job or facts.libvirt.job or facts.libvirt.mirror:
+        return False
+    there = facts.storage.chain()
+    return {plan.base_id, plan.top_id} <= set(there) and there.index(plan.base_id) < there.index(plan.top_id)
 
 
 def _stopped(plan: MergePlan) -> Verdict:

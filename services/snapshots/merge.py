@@ -5,7 +5,9 @@ What is believed: QEMU, then the storage, then libvirt, then our database; the d
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -21,6 +23,10 @@ from services.snapshots.store_jobs import MergeRow
 
 NAME = "merge"
 PIVOTS = 3  # refused pivots before the merge is cancelled
+# Answers to `start_commit` after which nothing was copied: what they name was in the chain before any ask, and the
+# agent looks for it before it asks QEMU. No others: a HypervisorRefused is libvirt's word, ForeignJob and ChainDiffers
+# say that somebody else works on the volumes, and what passes (storage, VM) may follow a job that had begun.
+UNTOUCHED = frozenset(kind.code for kind in (errors.BackingOutside, errors.BackingTooLong, errors.VolumeInUse))
 _log = logs.get("snapshots")
 
 
@@ -51,9 +57,12 @@ class Merge:
         with self.desk.db.read() as session:
             known = store.chain_of(session, row.disk_id)
             promised = store_jobs.promised(session, row.domain_id, flow.id)
+            restorable = store.snapshot(session, row.snapshot_id)["restorable"]
         with peers.patient():
             plan = chain.plan_merge(row.vm_id, known, row.base_id, facts)
         chain.room(plan, row.domain_id, facts.storage.free, promised, row.reserve)
+        if restorable:  # who takes it away may give it back, where nothing came of the merge
+            flow.save(marked=True)
         with flow.write() as session:
             keep_plan(session, flow.id, plan, facts)
             # before the first byte is copied: from then on base is a mixture of two moments
@@ -76,17 +85,19 @@ class Merge:
         started = bool(flow.data.get("started"))
         verdict = chain.commit(row.plan, facts, started)
         job = facts.qemu.job
+        if job is not None and not flow.data.get("seen"):
+            flow.save(seen=True)
         if verdict.do in (Do.WAIT, Do.GO_ON) and job is not None:
             if not started:  # adopted: from now on a job that is gone has failed
                 flow.save(started=True)
-            self._watch_space(flow, row, facts)
+            watch_space(self.desk, flow, row, facts)
             self._progress(flow, job.cur, job.end, force=verdict.do is Do.GO_ON)
         return _look_of(row, verdict)
 
     def commit(self, flow: Flow) -> None:
         row = self._row(flow)
         request = {**_merge_ask(flow, row), "bandwidth": row.bandwidth}
-        with peers.patient():
+        with counted(flow), peers.patient():
             self.desk.peers.ask(row.host_id, hostagent.start_commit, request)
         flow.save(started=True)
 
@@ -103,7 +114,10 @@ class Merge:
             self.desk.peers.ask(row.host_id, hostagent.cancel_job, request)
         row, facts = self._look(flow)  # whether it was in time, QEMU knows
         _refuse_to_turn(row, facts)
-        return None if facts.qemu.job is None else Look.RUNNING
+        if facts.qemu.job is not None:
+            return Look.RUNNING
+        flow.save(whole=chain.whole(row.plan, facts, flow.data))
+        return None
 
     # -- pivot: QEMU writes to base, libvirt knows, and top is marked illegal; from here only forward -----
 
@@ -210,15 +224,6 @@ class Merge:
         with peers.patient(peers.BLIND):
             return self.desk.peers.look(row.host_id, row.vm_id, _ref(row), peers.claim_of(flow))
 
-    def _watch_space(self, flow: Flow, row: MergeRow, facts: DiskFacts) -> None:
-        """Stop the copy before the reserve is touched: a commit does not pause on a full disk, it fails, and then
-        every guest on the domain pauses."""
-        with self.desk.db.read() as session:
-            rate = store_jobs.job(session, flow.id).rate
-        problem = chain.filling(row.plan, row.domain_id, facts, rate, row.reserve)
-        if problem is not None:
-            raise Failed(problem)
-
     def _progress(self, flow: Flow, cur: int, end: int, *, force: bool) -> None:
         with flow.write() as session:
             jobs.progress(session, flow.id, self.desk.now(), cur=cur, end=end, rate=None, force=force)
@@ -236,6 +241,28 @@ def follow(desk: Desk, flow: Flow, row: MergeRow, *, silent: bool) -> MergeRow |
         store_jobs.change_merge(session, flow.id, host_id=host_id)
     _log.info(f"merge of {row.disk_id}: goes on at host {host_id}", flow_id=flow.id)
     return dataclasses.replace(row, host_id=host_id)
+
+
+def watch_space(desk: Desk, flow: Flow, row: MergeRow, facts: DiskFacts) -> None:
+    """Stop the copy before the reserve is touched: a commit does not pause on a full disk, it fails, and then every
+    guest on the domain pauses. Raises Failed."""
+    with desk.db.read() as session:
+        rate = store_jobs.job(session, flow.id).rate
+    problem = chain.filling(row.plan, row.domain_id, facts, rate, row.reserve)
+    if problem is not None:
+        raise Failed(problem)
+
+
+@contextlib.contextmanager
+def counted(flow: Flow) -> Iterator[None]:
+    """Write an ask for the copy down before it is made, and whether its answer proves that nothing was copied."""
+    flow.save(asked=int(flow.data.get("asked") or 0) + 1)
+    try:
+        yield
+    except errors.Problem as problem:
+        if problem.code in UNTOUCHED:
+            flow.save(untouched=int(flow.data.get("untouched") or 0) + 1)
+        raise
 
 
 def keep_plan(session: Session, merge_id: str, plan: chain.MergePlan, facts: DiskFacts) -> None:

@@ -234,7 +234,14 @@ def _finish(session: Session, job: JobRow, parts: list[JobRow]) -> None:
         return
     some = any(part.state == "done" for part in parts)
     changes: dict[str, Any] = {"partly_removed": True, "restorable": False} if some else {}
+    if not some and _came_to_nothing(store_jobs.kept(session, job.id)):
+        changes = {"restorable": True}
     store.change_snapshot(session, job.snapshot_id, state="ok", job_id=None, **changes)
+
+
+def _came_to_nothing(kept: list[dict[str, Any]]) -> bool:
+    """Of all merges that were planned: they took the snapshot's restorability away, and none has copied anything."""
+    return any(data.get("marked") for data in kept) and all(data.get("whole") for data in kept)
 
 
 def _result(session: Session, removal_id: str, parts: list[JobRow]) -> dict[str, Any]:

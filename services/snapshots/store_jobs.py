@@ -171,6 +171,14 @@ def merges_of(session: Session, removal_id: str) -> list[MergeRow]:
     return [MergeRow(*row) for row in session.execute(query)]
 
 
+def kept(session: Session, removal_id: str) -> list[dict[str, Any]]:
+    """What the flows of a removal's merges wrote down, of those that were planned."""
+    query = sa.select(flows.c.data).where(
+        flows.c.id == merges.c.id, merges.c.removal_id == removal_id, merges.c.planned
+    )
+    return list(session.scalars(query))
+
+
 def merging(session: Session, host_id: str, disk_id: str) -> MergeRow | None:
     """The merge that works on this disk of this host, if any."""
     joined = merges.join(jobs, jobs.c.id == merges.c.id)

@@ -19,7 +19,7 @@ def _copying(site: Site, host: FakeAgent, snapshot: str) -> dict[str, Any]:
     """A removal whose (only) copy stands still."""
     host.world.job_rate = 0
     removal = site.remove(snapshot)
-    site.until(lambda: site.merges(removal["id"])[0]["progress"]["end"] == 64 * MIB, "the copy")
+    site.until(lambda: any(one["progress"]["end"] == 64 * MIB for one in site.merges(removal["id"])), "the copy")
     return removal
 
 
@@ -85,6 +85,42 @@ def test_a_job_that_vanishes_has_failed_and_is_not_repeated(site: Site, host: Fa
     assert site.agrees(host, vm)
     host.world.job_rate = 64 * MIB
     assert site.end_of(site.remove(snapshot))["state"] == "done"
+
+
+def _restorable(site: Site, snapshot: str) -> bool:
+    return bool(site.call(snapshots.get_snapshot, id=snapshot)["restorable"])
+
+
+def test_a_merge_refused_before_anything_was_copied_leaves_the_snapshot_restorable(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host, disks=2)
+    host.fail("start_commit", errors.VolumeInUse(volume_id=new(), by="a foreign file"), times=2)
+    ended = site.end_of(site.remove(snapshot))
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "volume_in_use")
+    assert _restorable(site, snapshot)
+    assert site.agrees(host, vm)
+
+
+def test_one_merge_that_copied_takes_the_whole_snapshot_for_good(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host, disks=2)
+    host.fail("start_commit", errors.VolumeInUse(volume_id=new(), by="a foreign file"))
+    removal = _copying(site, host, snapshot)
+    site.until(lambda: {merge["state"] for merge in site.merges(removal["id"])} == {"running", "undone"}, "one refused")
+    site.call(snapshots.cancel_job, id=removal["id"])
+    assert site.end_of(removal)["state"] == "undone"
+    assert not _restorable(site, snapshot)
+    host.fail("start_commit", errors.VolumeInUse(volume_id=new(), by="a foreign file"), times=2)
+    assert site.end_of(site.remove(snapshot))["state"] == "undone"
+    assert not _restorable(site, snapshot)
+    assert site.agrees(host, vm)
+
+
+def test_a_refusal_that_proves_nothing_leaves_the_snapshot_not_restorable(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host)
+    host.fail("start_commit", errors.HypervisorRefused(host_id=host.host_id, action="blockCommit", reason="no"))
+    ended = site.end_of(site.remove(snapshot))
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "hypervisor_refused")
+    assert not _restorable(site, snapshot)
+    assert site.agrees(host, vm)
 
 
 def test_a_refused_pivot_is_tried_again(site: Site, host: FakeAgent) -> None:

@@ -248,6 +248,7 @@ def test_a_volume_that_a_foreign_image_stands_on_is_not_merged(sitting: Machine,
     told = f"was undone: The volume {base['volume_id']} is used by the file {foreign}."
     says(world, ("snapshot", "delete", snapshot, "--yes"), 7, "The job ", told)
     assert spoil.files_below(sitting.domain / "images") == before
+    assert sitting.api.snapshots.get(snapshot)["restorable"] is True
     foreign.unlink()
     sitting.snapshot("newer")
     assert sitting.remove(snapshot)["state"] == "done"

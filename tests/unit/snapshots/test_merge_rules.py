@@ -176,3 +176,24 @@ def test_a_verdict_says_why() -> None:
 def test_bytes_that_came_back_are_never_negative() -> None:
     assert chain.returned(before=3, base_now=2) == 1
     assert chain.returned(before=3, base_now=5) == 0
+
+
+WHOLE = {
+    "nothing was asked": (look(), {}, True),
+    "every ask was refused before QEMU was asked": (look(), {"asked": 2, "untouched": 2}, True),
+    "an ask was refused otherwise, or its answer is missing": (look(), {"asked": 2, "untouched": 1}, False),
+    "a job was begun": (look(), {"asked": 1, "untouched": 1, "started": True}, False),
+    "a job was seen, whose ever": (look(), {"seen": True}, False),
+    "the VM stopped before it was asked": (look(gone=True), {}, True),
+    "somebody works on the chain now": (look(job=job(ACTIVE)), {}, False),
+    "libvirt works on the chain": (look(libvirt_job=job(INTERNAL)), {}, False),
+    "nobody can say": (look(unsure="they differ"), {}, False),
+    "top is not on base any more": (look(headers={"v3": "v1"}), {}, False),
+}
+
+
+@pytest.mark.parametrize(("facts", "kept", "wanted"), WHOLE.values(), ids=WHOLE)
+def test_a_snapshot_is_whole_only_while_nothing_can_have_been_copied(
+    facts: DiskFacts, kept: dict[str, Any], wanted: bool
+) -> None:
+    assert chain.whole(INTERNAL, facts, kept) is wanted
