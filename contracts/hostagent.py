@@ -9,6 +9,10 @@ Where a request names a domain it names its directory too: the agent holds no co
 
 from __future__ import annotations
 
+from typing import Any
+
+from marshmallow import ValidationError, validates_schema
+
 from contracts import errors
 from contracts import fields as f
 from contracts.promise import Event, Rpc
@@ -188,7 +192,7 @@ class LookDisk(f.Request):
 
 class BlockJob(f.Fact):
     """A block job as one source reports it. `cur` and `end` in bytes, `speed` in bytes per second (0: no
-    limit). `base_id` and `top_id` where the source tells them."""
+    limit). `base_id`, `top_id` and `child_id` (the volume above top, null: top is active) where the source tells."""
 
     type = f.text()
     status = f.text()
@@ -198,6 +202,7 @@ class BlockJob(f.Fact):
     speed = f.size()
     base_id = f.uid(allow_none=True, load_default=None)
     top_id = f.uid(allow_none=True, load_default=None)
+    child_id = f.uid(allow_none=True, load_default=None)
 
 
 class QemuView(f.Fact):
@@ -298,9 +303,21 @@ class SetBandwidth(f.Request):
 
 
 class CancelJob(f.Request):
+    """Refuse what this flow asked for up to this claim and has not come yet, and wait for what is under way. With
+    `base_id` and `top_id` also end the job with exactly these ends (`child_id` null: top is active). Another job is
+    left alone: ForeignJob, or StaleClaim where a newer ask began it."""
+
     vm_id = f.uid()
     disk = f.nested(DiskRef)
+    base_id = f.uid(allow_none=True, load_default=None)
+    top_id = f.uid(allow_none=True, load_default=None)
+    child_id = f.uid(allow_none=True, load_default=None)
     claim = f.nested(Claim)
+
+    @validates_schema
+    def _whole(self, ask: dict[str, Any], **_: Any) -> None:
+        if (ask["base_id"] is None) != (ask["top_id"] is None) or (ask["child_id"] and ask["top_id"] is None):
+            raise ValidationError("Both ends of the job, or none.", "base_id")
 
 
 class Pivoted(f.Fact):

@@ -24,7 +24,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Job:
-    """A block job. `base` and `top` are node names, None where the graph does not tell."""
+    """A block job. `base` and `top` are node names, None where the graph does not tell. `active`: it mirrors what the
+    guest writes, and needs a pivot."""
 
     id: str
     type: str
@@ -35,6 +36,7 @@ class Job:
     speed: int
     base: str | None
     top: str | None
+    active: bool = False
 
 
 @dataclass(frozen=True)
@@ -80,6 +82,7 @@ def _job(net: _Net, job: Reply, detail: Reply) -> Job:
         speed=int(detail.get("speed", 0)),
         base=base,
         top=top,
+        active=net.mirrors(job["id"]),
     )
 
 
@@ -118,15 +121,20 @@ class _Net:
         return tuple(layers)
 
     def ends(self, job_id: str) -> tuple[str | None, str | None]:
-        """base and top of a commit: its base or target, and the highest node that it copies from. (An active commit
-        of a range names the layers below its source as intermediate nodes, and the source by itself.)"""
-        for id_, kind in self._kinds.items():
-            if kind == "block-job" and self.names[id_] == job_id:
-                edges = self._below.get(id_, {})
-                bases = edges.get("base") or edges.get("target") or []
-                sources = edges.get("intermediate node", []) + edges.get("source", [])
-                return self._name(bases[0] if bases else None), self._name(self._highest(sources))
-        return None, None
+        """base and top of a commit: its base or target, and the highest node that it copies from. An active one names
+        that as its source; its intermediate nodes are only what lies between (none for a single layer)."""
+        edges = self._edges_of(job_id)
+        bases = edges.get("base") or edges.get("target") or []
+        sources = edges.get("source") or edges.get("intermediate node") or []
+        return self._name(bases[0] if bases else None), self._name(self._highest(sources))
+
+    def mirrors(self, job_id: str) -> bool:
+        """Whether it follows the guest's writes: then it has a target in place of a base."""
+        return bool(self._edges_of(job_id).get("target"))
+
+    def _edges_of(self, job_id: str) -> dict[str, list[int]]:
+        found = (id_ for id_, kind in self._kinds.items() if kind == "block-job" and self.names[id_] == job_id)
+        return self._below.get(next(found, -1), {})
 
     def _highest(self, nodes: list[int]) -> int | None:
         """The one of these that no other one of these has below it."""

@@ -14,18 +14,13 @@ from services.hostagent.journal import Journal
 FLOWS_PER_DISK = 32  # the oldest are forgotten first; a flow that old is long done
 
 Claim = dict[str, Any]  # contracts.hostagent.Claim
+_NONE = {"number": 0, "cancelled": 0}
 
 
 def raise_to(journal: Journal, disk_id: str, claim: Claim) -> None:
-    """Remember this claim; StaleClaim if a higher one is known."""
-    known = _known(journal, disk_id, claim)
-    if claim["number"] < known["number"]:
-        raise errors.StaleClaim(claim=claim["number"], highest=known["number"], disk_id=disk_id)
-    if claim["number"] > known["number"]:
-        _keep(journal, disk_id, claim, {**known, "number": claim["number"]})
-        highest = _known(journal, disk_id, claim)["number"]  # a newer one may have come between the look and the write
-        if claim["number"] < highest:
-            raise errors.StaleClaim(claim=claim["number"], highest=highest, disk_id=disk_id)
+    """Remember this claim; StaleClaim if a higher one is known. Compared and kept in one step."""
+    if _known(journal, disk_id, claim)["number"] != claim["number"]:
+        _keep(journal, disk_id, claim)
 
 
 def take(journal: Journal, disk_id: str, claim: Claim) -> None:
@@ -38,24 +33,23 @@ def take(journal: Journal, disk_id: str, claim: Claim) -> None:
 
 def cancel(journal: Journal, disk_id: str, claim: Claim) -> None:
     """Refuse this flow's later asks up to this number."""
-    raise_to(journal, disk_id, claim)
-    known = _known(journal, disk_id, claim)
-    if known["cancelled"] < claim["number"]:
-        _keep(journal, disk_id, claim, {**known, "cancelled": claim["number"]})
+    _keep(journal, disk_id, claim, cancelled=claim["number"])
 
 
 def _known(journal: Journal, disk_id: str, claim: Claim) -> dict[str, int]:
     flows = journal.get("claims", disk_id) or {}
-    return dict(flows.get(claim["flow_id"]) or {"number": 0, "cancelled": 0})
+    return dict(flows.get(claim["flow_id"]) or _NONE)
 
 
-def _keep(journal: Journal, disk_id: str, claim: Claim, entry: dict[str, int]) -> None:
-    """Numbers only rise, whoever writes last: compared and kept under the journal's lock."""
+def _keep(journal: Journal, disk_id: str, claim: Claim, cancelled: int = 0) -> None:
+    """Raises StaleClaim and keeps nothing when a higher number is known: numbers only rise, whoever comes last."""
 
     def edit(disks: dict[str, Any]) -> None:
         flows = disks.setdefault(disk_id, {})
-        had = flows.pop(claim["flow_id"], None) or {"number": 0, "cancelled": 0}
-        flows[claim["flow_id"]] = {name: max(had[name], entry[name]) for name in had}
+        had = flows.pop(claim["flow_id"], _NONE)
+        if claim["number"] < had["number"]:
+            raise errors.StaleClaim(claim=claim["number"], highest=had["number"], disk_id=disk_id)
+        flows[claim["flow_id"]] = {"number": claim["number"], "cancelled": max(had["cancelled"], cancelled)}
         for old in list(flows)[:-FLOWS_PER_DISK]:
             del flows[old]
 

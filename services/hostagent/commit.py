@@ -54,35 +54,47 @@ class Commit:
         return {}
 
     def cancel(self, request: Request) -> dict[str, Any]:
-        """End the job without a pivot, and refuse later asks of this flow up to this claim. No job: done."""
-        disk_id = request["disk"]["disk_id"]
-        claims.cancel(self._parts.journal, disk_id, request["claim"])
-        with self._parts.turn(request, check=False):
-            self._jobs.cancelled(disk_id)
-            qemu = self._parts.eyes.qemu(request["vm_id"], request["disk"])
-            if qemu.state == "unreachable":
-                raise errors.VmUnsure(vm_id=request["vm_id"], reason="QEMU's monitor does not answer")
-            if qemu.job is not None:
-                self._abort(request)
-            self._jobs.wake()
+        """Refuse later asks of this flow up to this claim, and end the job that has the request's ends, if it names
+        any, without a pivot. No job: done."""
+        claims.cancel(self._parts.journal, request["disk"]["disk_id"], request["claim"])
+        with self._parts.turn(request, fenced=False):
+            # one that was asked for before, and hangs, may still come through
+            self._parts.virt.refuse_hung(request["vm_id"])
+            if request["base_id"] and request["top_id"]:
+                self._end(request)
         return {}
+
+    def _end(self, request: Request) -> None:
+        vm_id, disk, ends = request["vm_id"], request["disk"], views.ends_of(request)
+        qemu = self._parts.eyes.qemu(vm_id, disk)
+        if qemu.state == "unreachable":
+            raise errors.VmUnsure(vm_id=vm_id, reason="QEMU's monitor does not answer")
+        if qemu.job is not None:
+            self._jobs.refuse_newer(disk["disk_id"], request["claim"])
+            if not qemu.works_on(ends):
+                raise errors.ForeignJob(disk_id=disk["disk_id"], job=qemu.job.id)
+            self._jobs.cancelled(disk["disk_id"])
+            abort(self._parts, vm_id, disk, ends)
+        self._jobs.wake()
 
     # -- refusals --
 
     def _refuse_other_chain(self, request: Request, qemu: views.Qemu) -> None:
-        base, top, child, ids = request["base_id"], request["top_id"], request["child_id"], list(qemu.ids)
+        (base, top, child), ids = views.ends_of(request), list(qemu.ids)
         reason = None
         if base not in ids or top not in ids or ids.index(top) >= ids.index(base):
             reason = f"QEMU does not have {top} above {base}"
         elif ids[ids.index(top) + 1 : ids.index(base)] != request["between"]:
             reason = f"QEMU has {ids[ids.index(top) + 1 : ids.index(base)]} between {top} and {base}"
-        elif (ids[ids.index(top) - 1] if ids.index(top) else None) != child:
-            reason = f"QEMU has {ids[ids.index(top) - 1] if ids.index(top) else 'nothing'} above {top}, not {child}"
+        elif qemu.above(top) != child:
+            reason = f"QEMU has {qemu.above(top) or 'nothing'} above {top}, not {child or 'nothing'}"
         if reason:
             raise errors.ChainDiffers(disk_id=request["disk"]["disk_id"], reason=reason)
 
     def _adopt(self, request: Request, qemu: views.Qemu, libvirt_: views.Libvirt) -> None:
-        if qemu.job is None or not qemu.works_on(request["base_id"], request["top_id"]):
+        """A job that runs is ours only if its base, its top and the volume above it are, for QEMU and in the XML."""
+        ends = views.ends_of(request)
+        if qemu.job is None or not qemu.works_on(ends) or libvirt_.denies(ends):
             raise errors.ForeignJob(disk_id=request["disk"]["disk_id"], job=qemu.job.id if qemu.job else "")
         self._jobs.begin(request, libvirt_.target)
         if qemu.job.speed != request["bandwidth"]:
@@ -131,9 +143,7 @@ class Commit:
             raise errors.VmUnsure(vm_id=request["vm_id"], reason=str(lost)) from None
         except errors.HypervisorRefused:
             # "a job runs already": a twin of this very ask may have been faster; QEMU knows
-            if not self._parts.eyes.qemu(request["vm_id"], request["disk"]).works_on(
-                request["base_id"], request["top_id"]
-            ):
+            if not self._parts.eyes.qemu(request["vm_id"], request["disk"]).works_on(views.ends_of(request)):
                 self._jobs.drop(request["disk"]["disk_id"])
                 raise
 
@@ -147,15 +157,13 @@ class Commit:
         except NoDomain as lost:
             raise errors.VmUnsure(vm_id=request["vm_id"], reason=str(lost)) from None
 
-    def _abort(self, request: Request) -> None:
-        abort(self._parts, request["vm_id"], request["disk"])
 
-
-def abort(parts: Parts, vm_id: str, disk: dict[str, Any]) -> None:
-    """Cancel the disk's job and wait until QEMU has none. Raises VmUnsure, HypervisorAway, HypervisorRefused."""
+def abort(parts: Parts, vm_id: str, disk: dict[str, Any], ends: views.Ends) -> None:
+    """Cancel the job with these ends and wait until QEMU has none such. Raises VmUnsure, HypervisorAway,
+    HypervisorRefused."""
     _, libvirt_ = parts.sure({"vm_id": vm_id, "disk": disk})
     limit = time.monotonic() + CANCEL_SECONDS
-    while (now := parts.eyes.qemu(vm_id, disk)).job is not None:
+    while (now := parts.eyes.qemu(vm_id, disk)).job is not None and now.works_on(ends):
         try:
             parts.virt.ask(vm_id, "blockJobAbort", lambda domain: domain.blockJobAbort(libvirt_.target, 0))
         except NoDomain as lost:

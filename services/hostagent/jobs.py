@@ -13,6 +13,7 @@ from collections.abc import Callable
 from typing import Any
 
 from chassis import logs
+from contracts import errors
 from services.hostagent import views
 from services.hostagent.journal import Journal
 from services.hostagent.look import Eyes
@@ -42,11 +43,21 @@ class Jobs:
             "flow_id": request["claim"]["flow_id"],
             "base_id": request["base_id"],
             "top_id": request["top_id"],
+            "child_id": request["child_id"],
+            "claim": request["claim"]["number"],
             "target": target,
             "begun": known.get("begun") or time.time(),
             "cancelled": False,
         }
         self._journal.put("jobs", request["disk"]["disk_id"], entry)
+
+    def refuse_newer(self, disk_id: str, claim: dict[str, Any]) -> None:
+        """Raises StaleClaim when another flow's ask began the disk's job after this claim was made: numbers of claims
+        rise over all flows."""
+        entry = self._journal.get("jobs", disk_id) or {}
+        newer = entry.get("claim", 0)
+        if entry and entry["flow_id"] != claim["flow_id"] and newer > claim["number"]:
+            raise errors.StaleClaim(claim=claim["number"], highest=newer, disk_id=disk_id)
 
     def cancelled(self, disk_id: str) -> None:
         entry = self._journal.get("jobs", disk_id)
@@ -81,7 +92,7 @@ class Jobs:
             return
         if qemu.state == "unreachable":
             return
-        if qemu.works_on(job["base_id"], job["top_id"]):
+        if qemu.works_on(views.ends_of(job)):
             self._running(disk_id, job, qemu)
         elif time.time() - job["begun"] > GRACE or job["top_id"] not in qemu.ids:
             self._ended(disk_id, job, qemu)

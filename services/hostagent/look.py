@@ -72,9 +72,17 @@ class Eyes:
         if there is None or state == "shutoff":
             return views.Libvirt(state, agent=live.agent_connected)
         ids = self._ids(disk, there.chain)
-        mirror = there.mirror is not None
+        mirror_id = self._ids(disk, (there.mirror,))[0] if there.mirror else None
         return views.Libvirt(
-            state, there.target, there.chain, ids, mirror, there.mirror_ready, job, live.agent_connected
+            state,
+            there.target,
+            there.chain,
+            ids,
+            mirror=there.mirror is not None,
+            mirror_ready=there.mirror_ready,
+            job=job,
+            agent=live.agent_connected,
+            mirror_id=mirror_id,
         )
 
     # -- both --

@@ -101,7 +101,8 @@ class Pivot:
             raise errors.ChainDiffers(disk_id=disk_id, reason=f"QEMU has the chain {qemu.ids}, not {path}")
         if qemu.job is None:
             raise errors.JobFailed(disk_id=disk_id, reason="there is no job to pivot")
-        if not qemu.works_on(request["base_id"], request["top_id"]):
+        ends = (request["base_id"], request["top_id"], None)
+        if not qemu.works_on(ends) or libvirt_.denies(ends):
             raise errors.ForeignJob(disk_id=disk_id, job=qemu.job.id)
         if not (qemu.job.status == "ready" and libvirt_.mirror_ready):
             raise errors.VmWrongState(
@@ -149,7 +150,7 @@ class Pivot:
         elif qemu.job is None:
             self._back_on_top(pause, "the job ended without a pivot", failed=True)
         elif pause["tries"] >= self._parts.place.pivot_tries or times.stuck():
-            commit.abort(self._parts, vm_id, pause["disk"])
+            commit.abort(self._parts, vm_id, pause["disk"], (pause["base_id"], pause["top_id"], None))
             self._back_on_top(pause, pause["reason"] or f"its job was {qemu.job.status}", failed=False)
         elif qemu.job.status != "ready":
             times.wait()  # it is just being completed or cancelled, or somebody paused it

@@ -43,7 +43,8 @@ class Storing:
         return {}
 
     def record_merge(self, request: Request) -> dict[str, Any]:
-        with self._parts.turn(request):
+        # a cancel does not stop it: it writes down what has happened already
+        with self._parts.turn(request, fenced=False):
             dropped = [request["top_id"], *request["between"]]
             self._refuse_open(request, dropped)
             self._parts.storage.record_merge(
@@ -59,7 +60,7 @@ class Storing:
         return {}
 
     def discard(self, request: Request) -> dict[str, Any]:
-        with self._parts.turn(request):
+        with self._parts.turn(request, fenced=False):  # what it deletes it proves to be unused
             self._refuse_open(request, [request["volume_id"], *request["below"]])
             self._drop_unused(request)
             self._parts.storage.discard(

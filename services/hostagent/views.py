@@ -12,6 +12,15 @@ from typing import Any
 from services.hostagent import blockgraph
 from services.hostagent.process import Process
 
+ACTIVE_COMMIT = 4  # VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT
+
+Ends = tuple[str, str, str | None]  # of a merge: base, top, and the child above it (None: top is active)
+
+
+def ends_of(request: dict[str, Any]) -> Ends:
+    """Of a contracts.hostagent.MergeAsk, or of what was kept of one."""
+    return request["base_id"], request["top_id"], request.get("child_id")
+
 
 @dataclass(frozen=True)
 class Qemu:
@@ -37,10 +46,19 @@ class Qemu:
         """The volume whose format node this is."""
         return next((id_ for layer, id_ in zip(self.layers, self.ids, strict=True) if layer.node == node), None)
 
-    def works_on(self, base_id: str, top_id: str) -> bool:
-        """Whether the job has exactly these ends."""
+    def above(self, volume_id: str | None) -> str | None:
+        """The volume that stands on this one; None for the leaf, and for one that is not in the chain."""
+        at = self.ids.index(volume_id) if volume_id is not None and volume_id in self.ids else 0
+        return self.ids[at - 1] if at else None
+
+    def works_on(self, ends: Ends) -> bool:
+        """Whether the job is a commit with exactly these ends: a foreign one over more layers, or an active one in the
+        place of an internal one, is not."""
         job = self.job
-        return job is not None and (self.id_of(job.base), self.id_of(job.top)) == (base_id, top_id)
+        if job is None or job.type != "commit" or job.active is not (ends[2] is None):
+            return False
+        top = self.id_of(job.top)
+        return (self.id_of(job.base), top, self.above(top)) == ends
 
 
 @dataclass(frozen=True)
@@ -56,10 +74,19 @@ class Libvirt:
     mirror_ready: bool = False
     job: dict[str, Any] | None = None
     agent: bool = False
+    mirror_id: str | None = None
 
     @property
     def up(self) -> bool:
         return self.state in ("running", "paused")
+
+    def denies(self, ends: Ends) -> bool:
+        """Whether its XML or its job say that a job is none with these ends. Only an active one has a mirror, and that
+        is base; what is not there yet (the XML follows QEMU) denies nothing."""
+        base, _, child = ends
+        if child is None:
+            return self.mirror and self.mirror_id != base
+        return self.mirror or (self.job or {}).get("type") == ACTIVE_COMMIT
 
 
 def difference(qemu: Qemu, libvirt: Libvirt) -> str | None:
@@ -116,6 +143,7 @@ def qemu_facts(qemu: Qemu) -> dict[str, Any]:
             "speed": job.speed,
             "base_id": qemu.id_of(job.base),
             "top_id": qemu.id_of(job.top),
+            "child_id": qemu.above(qemu.id_of(job.top)),
         },
     }
 

@@ -54,7 +54,7 @@ class Virt:
         self._looks = pools.Pool("virt-look", 4)
         self._asks = pools.Pool("virt-ask", 4)
         self.gate = locks.Gate()
-        self._hung: dict[str, Future[Any]] = {}
+        self._hung: dict[str, list[Future[Any]]] = {}
         self._lock = threading.Lock()
         self._lost = threading.Event()
         self._lost.set()
@@ -98,18 +98,21 @@ class Virt:
                 try:
                     return pools.result(future, what, seconds)
                 except pools.TooSlow:
-                    self._hung[vm_id] = future
+                    self._hung.setdefault(vm_id, []).append(future)
                     raise
 
         return self._guard(what, run)
 
     def _refuse_beside_hung(self, vm_id: str, what: str) -> None:
-        """An ask that ran out of time may still come through: a pivot that wakes up must never meet another job than
-        its own. Until it has ended, nothing else is asked for that VM; only a power-off is."""
-        future = self._hung.get(vm_id)
-        if future is not None and future.done():
-            del self._hung[vm_id]
-        elif future is not None and what != "destroy":
+        """A pivot that wakes up must never meet another job than its own: only a power-off is asked beside it."""
+        if what != "destroy":
+            self.refuse_hung(vm_id)
+
+    def refuse_hung(self, vm_id: str) -> None:
+        """An ask that ran out of time may still come through. Raises HypervisorAway until that has ended."""
+        hung = [future for future in self._hung.pop(vm_id, []) if not future.done()]
+        if hung:
+            self._hung.setdefault(vm_id, []).extend(hung)
             raise self.away("an earlier call for this VM still hangs")
 
     def host(self, what: str, call: Callable[[Any], T], seconds: float | None = None) -> T:

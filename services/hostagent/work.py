@@ -36,14 +36,14 @@ class Parts:
     vms: Named
 
     @contextlib.contextmanager
-    def turn(self, request: Request, *, check: bool = True) -> Iterator[None]:
-        """Hold the disk and its VM for one ask. Raises StaleClaim, DiskBusy."""
+    def turn(self, request: Request, *, fenced: bool = True) -> Iterator[None]:
+        """Hold the disk and its VM for one ask. Raises StaleClaim, DiskBusy. `fenced`: also refused after a cancel."""
+        check = claims.take if fenced else claims.raise_to
         disk_id, flow = request["disk"]["disk_id"], request["claim"]["flow_id"]
-        if check:
-            claims.take(self.journal, disk_id, request["claim"])
+        check(self.journal, disk_id, request["claim"])
         with self.disks.hold(disk_id, flow, TURN_SECONDS), self.vm(request.get("vm_id"), flow):
-            if check:  # while it waited for its turn a newer claim or a cancel may have come
-                claims.take(self.journal, disk_id, request["claim"])
+            # while it waited for its turn a newer claim or a cancel may have come
+            check(self.journal, disk_id, request["claim"])
             yield
 
     @contextlib.contextmanager

@@ -162,8 +162,8 @@ def _nobody_else(plan: MergePlan, facts: DiskFacts) -> None:
 
 
 def ours(plan: MergePlan, job: Job) -> bool:
-    """Does this job merge the same two volumes?"""
-    return (job.base_id, job.top_id) == (plan.base_id, plan.top_id)
+    """Does this job merge the same two volumes, below the same third one (or none)?"""
+    return (job.base_id, job.top_id, job.child_id) == (plan.base_id, plan.top_id, plan.child_id)
 
 
 def room(plan: MergePlan, domain_id: str, free: int, promised: int, reserve: int) -> None:

@@ -24,6 +24,7 @@ class Job:
     speed: int = 0
     base_id: str | None = None
     top_id: str | None = None
+    child_id: str | None = None
 
     @property
     def left(self) -> int:
@@ -153,7 +154,8 @@ def _job(told: Mapping[str, Any] | None) -> Job | None:
     if told is None:
         return None
     numbers = (told["cur"], told["end"], told["speed"])
-    return Job(told["type"], told["status"], told["ready"], *numbers, told.get("base_id"), told.get("top_id"))
+    ends = (told.get("base_id"), told.get("top_id"), told.get("child_id"))
+    return Job(told["type"], told["status"], told["ready"], *numbers, *ends)
 
 
 def _volume(told: Mapping[str, Any]) -> Volume:

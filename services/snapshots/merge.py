@@ -105,13 +105,13 @@ class Merge:
         """Undo: no job of ours runs and the image is where it was; or it has moved already, then only forward."""
         row, facts = self._look(flow)
         _refuse_to_turn(row, facts)
-        job = facts.qemu.job
-        if job is not None and job.base_id and job.top_id and not chain.ours(row.plan, job):
-            return None
         # asked without a job too: an ask of ours whose answer was lost may be about to begin one; a cancel ends that
-        request = {"vm_id": row.vm_id, "disk": _ref(row), "claim": peers.claim_of(flow)}
-        with peers.patient():
-            self.desk.peers.ask(row.host_id, hostagent.cancel_job, request)
+        request = {"vm_id": row.vm_id, "disk": _ref(row), **_ends(row), "claim": peers.claim_of(flow)}
+        try:
+            with peers.patient():
+                self.desk.peers.ask(row.host_id, hostagent.cancel_job, request)
+        except errors.ForeignJob:
+            return None  # no job of ours runs, and none will begin: the agent refuses late asks before it looks
         row, facts = self._look(flow)  # whether it was in time, QEMU knows
         _refuse_to_turn(row, facts)
         if facts.qemu.job is not None:
@@ -313,6 +313,8 @@ def _ref(row: MergeRow) -> dict[str, Any]:
 
 def _merge_ask(flow: Flow, row: MergeRow) -> dict[str, Any]:
     """contracts.hostagent.MergeAsk."""
-    plan = row.plan
-    ends = {"base_id": plan.base_id, "top_id": plan.top_id, "child_id": plan.child_id}
-    return {"vm_id": row.vm_id, "disk": _ref(row), **ends, "claim": peers.claim_of(flow)}
+    return {"vm_id": row.vm_id, "disk": _ref(row), **_ends(row), "claim": peers.claim_of(flow)}
+
+
+def _ends(row: MergeRow) -> dict[str, Any]:
+    return {"base_id": row.plan.base_id, "top_id": row.plan.top_id, "child_id": row.plan.child_id}

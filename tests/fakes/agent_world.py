@@ -33,10 +33,14 @@ class Job:
     def ready(self) -> bool:
         return self.active and self.cur >= self.end
 
+    def has_ends(self, ask: Facts) -> bool:
+        return (self.base_id, self.top_id, self.child_id) == (ask["base_id"], ask["top_id"], ask["child_id"])
+
     def facts(self) -> Facts:
-        shown = {"base_id": self.base_id, "top_id": self.top_id, "cur": self.cur, "end": self.end, "speed": self.speed}
+        ends = {"base_id": self.base_id, "top_id": self.top_id, "child_id": self.child_id}
+        shown = {"cur": self.cur, "end": self.end, "speed": self.speed}
         status = "ready" if self.ready else "running"
-        return {**shown, "type": "commit", "status": status, "ready": self.ready}
+        return {**ends, **shown, "type": "commit", "status": status, "ready": self.ready}
 
 
 @dataclass
@@ -70,6 +74,7 @@ class World:
         self.storage = storage or Storage()
         self.vms: dict[str, FakeVm] = {}
         self.claims: dict[tuple[str, str], int] = {}
+        self.cancelled: dict[tuple[str, str], int] = {}
         self.obedient = True
         self.job_bytes = 64 * MIB
         self.job_rate = 16 * MIB
@@ -167,12 +172,19 @@ class World:
             raise errors.StaleClaim(claim=claim["number"], highest=highest, disk_id=disk_id)
         self.claims[key] = claim["number"]
 
+    def _take_claim(self, disk_id: str, claim: Facts) -> None:
+        """Also refused after a cancel."""
+        self._check_claim(disk_id, claim)
+        cancelled = self.cancelled.get((disk_id, claim["flow_id"]), 0)
+        if claim["number"] <= cancelled:
+            raise errors.StaleClaim(claim=claim["number"], highest=cancelled + 1, disk_id=disk_id)
+
     # -- snapshots and merges -----------------------------------------------------------------------------
 
     def switch_leaves(self, ask: Facts) -> Facts:
         vm = self.vms.get(ask["vm_id"])
         for new in ask["disks"]:
-            self._check_claim(new["disk"]["disk_id"], ask["claim"])
+            self._take_claim(new["disk"]["disk_id"], ask["claim"])
         for new in ask["disks"]:
             self._switch(vm, new)
         return {"quiesced": self.quiesced and vm is not None, "live": vm is not None}
@@ -190,10 +202,10 @@ class World:
 
     def start_commit(self, ask: Facts) -> Facts:
         disk_id = ask["disk"]["disk_id"]
-        self._check_claim(disk_id, ask["claim"])
+        self._take_claim(disk_id, ask["claim"])
         vm = self._running(ask["vm_id"], "the commit was to start")
         job = vm.jobs.get(disk_id)
-        if job is not None and (job.base_id, job.top_id) != (ask["base_id"], ask["top_id"]):
+        if job is not None and not job.has_ends(ask):
             raise errors.ForeignJob(disk_id=disk_id, job=f"commit of {job.top_id}")
         chain = vm.chains[disk_id]
         if job is None and ask["top_id"] in chain:
@@ -206,7 +218,7 @@ class World:
         return {}
 
     def set_bandwidth(self, ask: Facts) -> Facts:
-        self._check_claim(ask["disk"]["disk_id"], ask["claim"])
+        self._take_claim(ask["disk"]["disk_id"], ask["claim"])
         job = self._running(ask["vm_id"], "its job was to be limited").jobs.get(ask["disk"]["disk_id"])
         if job is not None:
             job.speed = ask["bandwidth"]
@@ -215,15 +227,19 @@ class World:
     def cancel_job(self, ask: Facts) -> Facts:
         disk_id = ask["disk"]["disk_id"]
         self._check_claim(disk_id, ask["claim"])
+        self.cancelled[(disk_id, ask["claim"]["flow_id"])] = ask["claim"]["number"]
         vm = self.vms.get(ask["vm_id"])
-        job = vm.jobs.pop(disk_id, None) if vm else None
-        if job is not None:
+        job = vm.jobs.get(disk_id) if vm and ask["top_id"] else None
+        if job is not None and not job.has_ends(ask):
+            raise errors.ForeignJob(disk_id=disk_id, job=f"commit of {job.top_id}")
+        if vm is not None and job is not None:
+            del vm.jobs[disk_id]
             self.news.append(("job", ask["vm_id"], disk_id, "cancelled", job.cur, job.end))
         return {}
 
     def pivot(self, ask: Facts) -> Facts:
         disk_id = ask["disk"]["disk_id"]
-        self._check_claim(disk_id, ask["claim"])
+        self._take_claim(disk_id, ask["claim"])
         vm = self._running(ask["vm_id"], "the pivot was to be made")
         if vm.chains[disk_id][0] == ask["top_id"]:
             job = vm.jobs.get(disk_id)

@@ -186,6 +186,11 @@ class Vm:
         self.agent.ask("start_commit", {**request, "bandwidth": bandwidth})
         return request
 
+    def cancel(self, request: dict[str, Any]) -> None:
+        """End the job of this merge."""
+        keys = ("vm_id", "disk", "base_id", "top_id", "child_id", "claim")
+        self.agent.ask("cancel_job", {key: request[key] for key in keys})
+
     def wait_merged(self, request: dict[str, Any]) -> dict[str, Any]:
         """An internal commit is settled."""
         facts: dict[str, Any] = {}

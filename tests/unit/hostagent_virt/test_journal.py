@@ -1,10 +1,12 @@
 """What the hypervisor process remembers survives a SIGKILL at any moment, whole."""
 
+import contextlib
 import json
 import random
 import signal
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 
@@ -100,6 +102,33 @@ def test_an_ask_older_than_a_cancel_is_refused_and_a_look_is_not(journal: Journa
     with pytest.raises(errors.StaleClaim):
         claims.take(journal, DISK, claim(3))
     claims.raise_to(journal, DISK, claim(3))
+    claims.take(journal, DISK, claim(4))
+
+
+def test_a_claim_that_comes_second_is_refused_whoever_looked_first(journal: Journal) -> None:
+    """Compared and raised in one step: of many at once only the highest may go on afterwards."""
+    passed, start = [], threading.Barrier(16)
+
+    def ask(number: int) -> None:
+        start.wait()
+        with contextlib.suppress(errors.StaleClaim):
+            claims.raise_to(journal, DISK, claim(number))
+            passed.append((number, journal.get("claims", DISK)[FLOW]["number"]))
+
+    threads = [threading.Thread(target=ask, args=(number,)) for number in range(1, 17)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert journal.get("claims", DISK)[FLOW] == {"number": 16, "cancelled": 0}
+    assert (16, 16) in passed
+    assert all(highest >= number for number, highest in passed)
+
+
+def test_a_cancel_of_an_older_claim_changes_nothing(journal: Journal) -> None:
+    claims.take(journal, DISK, claim(4))
+    with pytest.raises(errors.StaleClaim):
+        claims.cancel(journal, DISK, claim(3))
     claims.take(journal, DISK, claim(4))
 
 

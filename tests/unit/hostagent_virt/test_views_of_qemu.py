@@ -1,5 +1,6 @@
 """What QEMU's monitor and libvirt's XML said (recorded from QEMU 7.2 and libvirt 9.0), read."""
 
+import dataclasses
 import json
 from pathlib import Path
 
@@ -52,10 +53,9 @@ def qemu_view(phase: str) -> views.Qemu:
 
 def libvirt_view(phase: str) -> views.Libvirt:
     disk = live(phase)
-    mirror = disk.mirror is not None
-    return views.Libvirt(
-        "running", disk.target, disk.chain, tuple(names(disk.chain)), mirror, disk.mirror_ready, None, False
-    )
+    mirror = None if disk.mirror is None else Path(disk.mirror).name
+    seen = (disk.target, disk.chain, tuple(names(disk.chain)), mirror is not None, disk.mirror_ready)
+    return views.Libvirt("running", *seen, mirror_id=mirror)
 
 
 @pytest.mark.parametrize(
@@ -71,18 +71,31 @@ def test_qemu_and_libvirt_show_the_same_chain_in_every_phase(phase: str, expecte
 @pytest.mark.parametrize(("phase", "top", "base", "ready"), [("internal", V2, V1, False), ("ready", V3, V2, True)])
 def test_a_job_has_the_ends_that_qemu_gives_it(phase: str, top: str, base: str, ready: bool) -> None:
     view = qemu_view(phase)
-    assert view.works_on(base, top)
-    assert not view.works_on(top, base)
+    child = V3 if top == V2 else None
+    assert view.works_on((base, top, child))
+    assert not view.works_on((top, base, child))
+    assert not view.works_on((base, top, V3 if child is None else None))
+    assert not libvirt_view(phase).denies((base, top, child))
     assert view.job is not None
     assert view.job.ready is ready
 
 
 def test_an_active_commit_of_a_range_has_its_source_for_top() -> None:
-    """Its graph names the layers between as intermediate nodes and the active one as source."""
+    """Its graph names the layers between as intermediate nodes and the active one as source: it is not taken for a merge
+    of one layer."""
     view = qemu_view("range")
     assert view.ids == (V3, V2, V1)
-    assert view.works_on(V1, V3)
-    assert not view.works_on(V1, V2)
+    assert view.works_on((V1, V3, None))
+    for ends in ((V1, V2, V3), (V2, V3, None), (V1, V2, None)):
+        assert not view.works_on(ends)
+
+
+def test_the_xml_of_an_active_job_denies_an_internal_one_and_another_base() -> None:
+    seen = libvirt_view("ready")
+    assert seen.denies((V1, V2, V3))
+    assert seen.denies((V1, V3, None))
+    assert not libvirt_view("idle").denies((V1, V2, V3))
+    assert dataclasses.replace(libvirt_view("idle"), job={"type": views.ACTIVE_COMMIT}).denies((V1, V2, V3))
 
 
 @pytest.mark.parametrize("phase", ["idle", "pivoted"])

@@ -24,7 +24,7 @@ def volume(volume_id: str, parent: str | None, **other: Any) -> Volume:
 
 def job(plan: MergePlan, cur: int = 0, end: int = GIB, *, ready: bool = False, **other: Any) -> Job:
     """The job of a plan, as QEMU's monitor shows it."""
-    bare = Job("commit", "ready" if ready else "running", ready, cur, end, 0, plan.base_id, plan.top_id)
+    bare = Job("commit", "ready" if ready else "running", ready, cur, end, 0, plan.base_id, plan.top_id, plan.child_id)
     return dataclasses.replace(bare, **other)
 
 
