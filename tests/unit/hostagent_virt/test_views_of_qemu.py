@@ -81,8 +81,8 @@ def test_a_job_has_the_ends_that_qemu_gives_it(phase: str, top: str, base: str, 
 
 
 def test_an_active_commit_of_a_range_has_its_source_for_top() -> None:
-    """Its graph names the layers between as intermediate nodes and the active one as source: it is not taken for a merge
-    of one layer."""
+    """Its graph names the layers between as intermediate nodes and the active one as source: it is not taken for a
+    merge of one layer."""
     view = qemu_view("range")
     assert view.ids == (V3, V2, V1)
     assert view.works_on((V1, V3, None))

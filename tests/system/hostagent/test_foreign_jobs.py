@@ -1,0 +1,66 @@
+"""Block jobs of others, and what a cancel may end, on real QEMU."""
+
+import pytest
+
+from contracts import errors
+from tests.system.hostagent.lab import MIB, Agent, Vm, new_id
+
+pytestmark = pytest.mark.lab
+
+
+def test_a_job_that_somebody_else_began_is_not_touched(agent: Agent, vm: Vm) -> None:
+    """Peer regression 12: a second removal meets 'in use by block job'."""
+    for _ in range(3):
+        vm.snapshot()
+    vm.writes_on()
+    chain = vm.look()["libvirt"]["chain"]
+    folder = vm.folder()
+    agent.host.virsh(
+        "blockcommit", f"vm-{vm.id}", "vda", "--base", folder / chain[3], "--top", folder / chain[1], "--bandwidth", "1"
+    )
+    with pytest.raises(errors.ForeignJob):
+        vm.commit(1)
+    with pytest.raises(errors.ForeignJob):
+        vm.cancel(vm.merge(1))
+    assert vm.look()["qemu"]["job"]["top_id"] == chain[1]
+
+
+def test_an_active_commit_over_several_layers_is_not_taken_for_ours(agent: Agent, vm: Vm) -> None:
+    """Its graph names the layer in between as an intermediate node: neither that merge nor the topmost one is adopted,
+    pivoted or cancelled."""
+    for _ in range(2):
+        vm.snapshot()
+        vm.writes_on()
+    lowest = vm.folder() / vm.volumes[0][0]
+    agent.host.virsh("blockcommit", f"vm-{vm.id}", "vda", "--base", lowest, "--active", "--bandwidth", "1")
+    job = vm.look()["qemu"]["job"]
+    assert (job["base_id"], job["top_id"], job["child_id"]) == (vm.volumes[0][0], vm.volumes[0][2], None)
+    for base in (0, 1):
+        for method, more in (("start_commit", {"bandwidth": 0}), ("pivot", {})):
+            with pytest.raises((errors.ForeignJob, errors.ChainDiffers)):
+                agent.ask(method, {**vm.merge(base), **more})
+        with pytest.raises(errors.ForeignJob):
+            vm.cancel(vm.merge(base))
+        vm.number += 1
+    job = vm.look()["qemu"]["job"]
+    assert (job["speed"], job["base_id"]) == (MIB, vm.volumes[0][0])
+    agent.host.virsh("blockjob", f"vm-{vm.id}", "vda", "--abort")
+    vm.wait_merged(vm.commit(0))
+
+
+def test_a_cancel_without_ends_is_only_a_fence(agent: Agent, vm: Vm) -> None:
+    vm.snapshot()
+    vm.writes_on()
+    request = vm.commit(0, bandwidth=MIB)
+    agent.ask("cancel_job", {key: request[key] for key in ("vm_id", "disk", "claim")})
+    assert vm.look()["qemu"]["job"]["top_id"] == request["top_id"]
+    with pytest.raises(errors.StaleClaim):
+        agent.ask("pivot", request)
+    late = {"flow_id": new_id(), "number": 1}
+    vm.number = 5
+    agent.ask("start_commit", {**vm.merge(0), "bandwidth": MIB})  # adopted by the newer claim
+    with pytest.raises(errors.StaleClaim):
+        vm.cancel({**request, "claim": late})
+    assert vm.look()["qemu"]["job"]["top_id"] == request["top_id"]
+    vm.cancel(vm.merge(0))
+    assert vm.look()["qemu"]["job"] is None
