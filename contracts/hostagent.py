@@ -329,6 +329,17 @@ class Pivoted(f.Fact):
     resume_ms = f.number()
 
 
+class RecordChain(f.Request):
+    """Make the storage's records follow what a living QEMU, or with none the headers, show: `chain` (leaf first) is
+    the disk's, and nothing reads the `unused` volumes, which are marked illegal."""
+
+    vm_id = f.uid(allow_none=True)
+    disk = f.nested(DiskRef)
+    chain = f.uids()
+    unused = f.uids()
+    claim = f.nested(Claim)
+
+
 class Discard(f.Request):
     """Delete `volume_id`, and after it the dropped volumes `below` it in this order: one look at the domain for all."""
 
@@ -435,6 +446,7 @@ set_bandwidth = Rpc(OWNER, "set_bandwidth", SetBandwidth, f.Nothing, _MERGE)
 cancel_job = Rpc(OWNER, "cancel_job", CancelJob, f.Nothing, _MERGE, deadline=30)
 pivot = Rpc(OWNER, "pivot", MergeAsk, Pivoted, _MERGE, deadline=20)
 record_merge = Rpc(OWNER, "record_merge", MergeAsk, f.Nothing, _MERGE, deadline=15)
+record_chain = Rpc(OWNER, "record_chain", RecordChain, f.Nothing, _MERGE, deadline=20)
 discard_volume = Rpc(OWNER, "discard_volume", Discard, f.Nothing, _MERGE, deadline=120)
 
 heartbeat = Event(OWNER, "heartbeat", Heartbeat)

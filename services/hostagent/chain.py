@@ -19,7 +19,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from contracts import errors
 
@@ -145,6 +145,58 @@ def walk(disk_id: str, volumes: Collection[Volume], leaf: str) -> tuple[str, ...
 def children(volumes: Iterable[Volume], volume_id: str) -> list[str]:
     """Who stands on a volume, by header or by record, whatever the marks; sorted."""
     return sorted(v.id for v in volumes if volume_id in {v.parent, v.backing} and v.id != volume_id)
+
+
+def following(
+    disk_id: str, volumes: Mapping[str, Volume], ids: Sequence[str], unused: Collection[str], *, live: bool
+) -> dict[str, Volume]:
+    """The volumes as they are once their records follow the headers along `ids` (leaf first) and the `unused` ones
+    are marked illegal. `live`: a QEMU writes to ids[0], else the marks must name it as the leaf already.
+
+    Raises ChainDiffers where the headers or the marks say otherwise, NotFound, VolumeInUse, ChainBroken,
+    BackingOutside: then nothing may be written."""
+
+    def differs(reason: str) -> errors.ChainDiffers:
+        return errors.ChainDiffers(disk_id=disk_id, reason=reason)
+
+    for volume_id in (*ids, *unused):
+        if volume_id not in volumes:
+            raise errors.NotFound(kind="volume", id=volume_id)
+    if not live:
+        now = find_leaf(disk_id, volumes.values())
+        if now.leaf != ids[0]:
+            raise now.trouble or differs(f"the storage's leaf is {now.leaf}, not {ids[0]}")
+    found = walk(disk_id, volumes.values(), ids[0])
+    if found != tuple(ids):
+        raise differs(f"the headers show {' > '.join(found)}, not {' > '.join(ids)}")
+    for volume_id in unused:
+        if volume_id in ids:
+            raise errors.VolumeInUse(volume_id=volume_id, by="the disk's own chain")
+    wanted = dict(volumes)
+    for volume_id in ids:
+        backing = volumes[volume_id].backing
+        wanted[volume_id] = replace(volumes[volume_id], parent=backing)
+    for volume_id in unused:
+        wanted[volume_id] = replace(volumes[volume_id], legality="illegal")
+    then = find_leaf(disk_id, wanted.values())
+    if then.leaf != ids[0]:
+        raise then.trouble or differs(f"the marks would name {then.leaf}, not {ids[0]}")
+    return wanted
+
+
+def marked_in_order(volumes: Mapping[str, Volume], some: Collection[str]) -> list[str]:
+    """Some volumes in an order in which they may be marked one by one: each behind those that it stands on, and what
+    the marks name as the leaf at the very end, so that nothing in between comes to look like one."""
+    tips = set(find_tips(volumes.values()))
+
+    def height(volume_id: str) -> int:
+        at, seen = volumes[volume_id].backing, {volume_id}
+        while at is not None and at in volumes and at not in seen:
+            seen.add(at)
+            at = volumes[at].backing
+        return len(seen)
+
+    return sorted(some, key=lambda volume_id: (volume_id in tips, height(volume_id), volume_id))
 
 
 def remarks(volumes: Collection[Volume]) -> list[str]:

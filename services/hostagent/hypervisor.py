@@ -90,6 +90,7 @@ class Hypervisor:
             "create_volume": ("store", storing.create_volume),
             "delete_disk": ("store", storing.delete_disk),
             "record_merge": ("store", storing.record_merge),
+            "record_chain": ("store", storing.record_chain),
             "discard_volume": ("store", storing.discard),
             "start_vm": ("ask", vms.start),
             "shut_down_vm": ("ask", lambda r: vms.shut_down(r["vm_id"])),

@@ -127,6 +127,10 @@ class Hostagent(bus.Service):
     def record_merge(self, request: Ask) -> Ask:
         return self._pass(contract.record_merge, request)
 
+    @bus.serves(contract.record_chain)
+    def record_chain(self, request: Ask) -> Ask:
+        return self._pass(contract.record_chain, request)
+
     @bus.serves(contract.discard_volume)
     def discard_volume(self, request: Ask) -> Ask:
         return self._pass(contract.discard_volume, request)

@@ -165,6 +165,20 @@ class Storage:
         ends = {"base": base, "top": top, "child": child, "between": list(between)}
         self._ask(QUICK, "record_merge", {"domain": domain, "image": image, **ends}, deadline)
 
+    def record_chain(
+        self,
+        domain: Domain,
+        image: str,
+        chain: list[str],
+        unused: list[str],
+        live: bool,
+        *,
+        deadline: float | None = None,
+    ) -> None:
+        """Make the records follow the headers along `chain` (leaf first) and mark the `unused` volumes illegal."""
+        args = {"domain": domain, "image": image, "ids": chain, "unused": unused, "live": live}
+        self._ask(QUICK, "record_chain", args, deadline)
+
     def resize(self, domain: Domain, image: str, volume: str, capacity: int, *, deadline: float | None = None) -> None:
         """Record a new capacity in bytes (CAP of the `.meta`); the file itself is QEMU's to grow."""
         args = {"domain": domain, "image": image, "volume": volume, "capacity": capacity}

@@ -31,6 +31,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "prepare_mark": volume.prepare_mark,
     "mark": volume.mark,
     "record_merge": volume.record_merge,
+    "record_chain": volume.record_chain,
     "resize": volume.resize,
     "discard": discard.discard,
     "delete_image": discard.delete_image,
@@ -38,7 +39,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
 
 
 _IDS = {"image", "volume", "parent", "base", "top", "child", "heir"}
-_LISTS = {"volumes", "between", "below"}
+_LISTS = {"volumes", "between", "below", "ids", "unused"}
 
 
 def _check(args: dict[str, Any]) -> None:

@@ -59,6 +59,29 @@ class Storing:
             crash.point("record.after_ask")
         return {}
 
+    def record_chain(self, request: Request) -> dict[str, Any]:
+        disk = request["disk"]
+        with self._parts.turn(request):
+            live = self._refuse_other_chain(request)
+            args = (disk["domain"], disk["disk_id"], request["chain"], request["unused"], live)
+            self._parts.storage.record_chain(*args, deadline=15.0)
+            crash.point("chain.after_ask")
+        return {}
+
+    def _refuse_other_chain(self, request: Request) -> bool:
+        """Whether a QEMU runs on this very chain; with none it must not be open anywhere here."""
+        vm_id, disk = request["vm_id"], request["disk"]
+        if vm_id is None or process.find(vm_id) is None:
+            for other in process.everyone():
+                self._refuse_plugged(other, disk)
+            return False
+        qemu, _ = self._parts.sure(request)
+        if qemu.job is not None:
+            raise errors.ForeignJob(disk_id=disk["disk_id"], job=qemu.job.id)
+        if list(qemu.ids) != request["chain"]:
+            raise errors.ChainDiffers(disk_id=disk["disk_id"], reason="QEMU's chain has changed meanwhile")
+        return True
+
     def discard(self, request: Request) -> dict[str, Any]:
         with self._parts.turn(request, fenced=False):  # what it deletes it proves to be unused
             self._refuse_open(request, [request["volume_id"], *request["below"]])

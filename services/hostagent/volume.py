@@ -270,6 +270,27 @@ def _check_merged(image: str, volumes: dict[str, chain.Volume], base: str, top: 
         raise errors.ChainDiffers(disk_id=image, reason=reason)
 
 
+def record_chain(domain: Ref, image: str, ids: list[str], unused: list[str], *, live: bool) -> None:
+    """Make the records say what is: `ids` (leaf first) is the chain, which headers show already; nothing reads the
+    `unused` ones. `live`: a QEMU writes to ids[0], so that the marks may have named another leaf until now.
+
+    A crash in between leaves marks that name the leaf of before, a chain that nobody starts from, or ids[0]."""
+    place = _opened(domain)
+    needs = _META_NEEDS * (len(ids) + len(unused))
+    with files.guard("record_chain", place.image(image), place.id, needs), files.marks_lock(place, image):
+        volumes = {v.id: v for v in read_image(place, image)}
+        wanted = chain.following(image, volumes, ids, unused, live=live)
+        for volume_id in chain.marked_in_order(volumes, unused):
+            _change(place, image, volume_id, legality="illegal")
+            crash.point("volume.chain.after_mark")
+        for volume_id in reversed(ids):
+            now = wanted[volume_id]
+            kind = None if now.volume_type == "shared" else "leaf" if volume_id == ids[0] else "internal"
+            parent = None if now.elsewhere else now.parent or layout.BLANK
+            _change(place, image, volume_id, parent=parent, capacity=now.capacity, volume_type=kind)
+            crash.point("volume.chain.after_record")
+
+
 def _change(place: layout.Place, image: str, volume: str, **values: Any) -> None:
     """Rewrite some values of a `.meta`, durably, under the marks lock. Nothing to change: only made durable."""
     path = place.file(image, volume) + ".meta"
