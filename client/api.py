@@ -139,6 +139,20 @@ class Client:
     def chain(self, disk_id: str) -> facts.Chain:
         return cast("facts.Chain", self.send("GET", f"/disks/{disk_id}/chain"))
 
+    # -- the doctor
+
+    def diagnose_disk(self, id: str) -> facts.Diagnosis:
+        return cast("facts.Diagnosis", self.send("GET", f"/disks/{id}/doctor"))
+
+    def repair_disk(self, id: str, expect: str, **named: list[str]) -> facts.Repaired:
+        """`expect`: the digest that was seen (else diagnosis_changed); `adopt`, `discard`: ids of volumes."""
+        return cast("facts.Repaired", self.send("POST", f"/disks/{id}/doctor/repair", {"expect": expect, **named}))
+
+    def diagnose_domain(self, id: str, after: str | None = None) -> facts.DomainDiagnosis:
+        """One page: `next` leads to the next disks, the findings come with the first."""
+        query = {"after": after} if after else {}
+        return cast("facts.DomainDiagnosis", self.send("GET", f"/storage-domains/{id}/doctor", query=query))
+
     # -- snapshots and jobs
 
     def create_snapshot(self, vm_id: str, body: dict[str, Any], key: str | None = None) -> facts.Job:

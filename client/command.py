@@ -6,12 +6,12 @@ from typing import Annotated
 
 import typer
 
-from client.commands import center, config, disk, domain, event, host, job, snapshot, vm
+from client.commands import center, config, disk, doctor, domain, event, host, job, snapshot, vm
 from client.session import AsJson, AsYaml, Session, verb
 
 ENDS = (
     "Ends with 0 done, 1 unexpected, 2 wrong use, 3 not found, 4 refused, 5 no valid token, 6 away, "
-    "7 job undone, 8 job stuck, 9 job not done in time."
+    "7 job undone, 8 job stuck, 9 job not done in time, 10 the doctor found that something differs."
 )
 app = typer.Typer(
     name="drystone",
@@ -31,6 +31,7 @@ NOUNS = {
     "job": job.jobs,
     "merge": job.merges,
     "event": event.events,
+    "doctor": doctor.doctor,
     "config": config.config,
 }
 for _noun, _verbs in NOUNS.items():

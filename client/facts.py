@@ -198,6 +198,79 @@ class Chain(TypedDict):
     facts: dict[str, Any] | None
 
 
+class VolumeViews(TypedDict):
+    volume_id: str | None
+    path: str | None
+    qemu: str | None
+    storage: str | None
+    libvirt: str | None
+    database: str | None
+    backing_id: str | None
+    parent_id: str | None
+    known_parent_id: str | None
+    actual_size: int | None
+    snapshot_id: str | None
+    description: str
+
+
+class Difference(TypedDict):
+    code: str
+    volume_id: str | None
+    message: str
+    action: str
+
+
+class RepairPlan(TypedDict):
+    possible: bool
+    reason: str | None
+    changes: list[str]
+    adopt: list[str]
+    discard: list[str]
+
+
+class Diagnosis(TypedDict):
+    disk_id: str
+    alias: str
+    vm_id: str | None
+    domain_id: str
+    host_id: str | None
+    qemu: str | None
+    libvirt: str | None
+    rows: list[VolumeViews]
+    differences: list[Difference]
+    repair: RepairPlan
+    digest: str
+
+
+class Repaired(TypedDict):
+    disk_id: str
+    changes: list[str]
+    diagnosis: Diagnosis
+
+
+class DiskFindings(TypedDict):
+    disk_id: str
+    alias: str
+    vm_id: str | None
+    differences: list[Difference]
+    repairable: bool
+
+
+class Finding(Difference):
+    disk_id: str | None
+    path: str | None
+
+
+class DomainDiagnosis(TypedDict):
+    domain_id: str
+    looked_at: int
+    items: list[DiskFindings]
+    findings: list[Finding]
+    findings_total: int
+    next: str | None
+    total: int
+
+
 class News(TypedDict):
     """One event. `type` gap: some were missed, read the state again; only `message` comes with it."""
 

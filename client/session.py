@@ -18,7 +18,7 @@ from client import errors, settings, show
 from client.api import Client
 
 # Exit codes; docs/command.md has the same table, and a test compares them.
-OK, UNEXPECTED, USAGE, NOT_FOUND, REFUSED, UNAUTHORIZED, AWAY, JOB_FAILED, JOB_STUCK, JOB_SLOW = range(10)
+OK, UNEXPECTED, USAGE, NOT_FOUND, REFUSED, UNAUTHORIZED, AWAY, JOB_FAILED, JOB_STUCK, JOB_SLOW, DIFFERS = range(11)
 INTERRUPTED = 130
 _BY_STATUS = {401: UNAUTHORIZED, 403: UNAUTHORIZED, 404: NOT_FOUND, 503: AWAY, 429: AWAY}
 _BY_KIND: dict[type[errors.ClientError], int] = {
@@ -38,10 +38,11 @@ Yes = Annotated[bool, typer.Option("--yes", "-y", help="Do not ask.")]
 
 @dataclass
 class Session:
-    """One run of the command."""
+    """One run of the command. `ends`: the exit code of an answer that is no error."""
 
     flags: Mapping[str, str | None] = field(default_factory=dict)
     form: str = "table"
+    ends: int = OK
 
     @functools.cached_property
     def settings(self) -> settings.Settings:
@@ -113,6 +114,8 @@ def verb(app: typer.Typer, name: str, **options: Any) -> Callable[[Verb], Verb]:
                 raise typer.Exit(exit_code(fault)) from None
             if answer is not None:
                 show.show(answer, session.form)
+            if session.ends:
+                raise typer.Exit(session.ends)
 
         _sign(run, fn)
         app.command(name, **options)(run)

@@ -21,7 +21,7 @@ _COLOURS = {
     **dict.fromkeys(("problem", "failed", "stuck", "non_responsive", "unsure", "unknown", "away"), "red"),
     **dict.fromkeys(("creating", "removing", "deleting", "starting", "undoing", "undone", "shutting_down"), "yellow"),
 }
-OWN_TABLES = ("facts",)  # parts of an object that a card shows beside it
+OWN_TABLES = ("facts", "repair")  # parts of an object that a card shows beside it
 WIDE = 250  # columns of a table that goes to a file or a pipe
 
 

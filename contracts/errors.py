@@ -287,7 +287,21 @@ class ChainDiffers(Problem):
     code = "chain_differs"
     status = 409
     message = "The chain of disk {disk_id} on the storage differs from the database: {reason}."
-    hint = "drystone doctor disk {disk_id} shows both and, when asked, repairs the database."
+    hint = "drystone doctor disk {disk_id} shows every view of it; with --repair the database follows the storage."
+
+
+class DiagnosisChanged(Problem):
+    code = "diagnosis_changed"
+    status = 409
+    message = "The disk {disk_id} is not any more as the diagnosis {expect} shows it. Nothing was changed."
+    hint = "Look at it again, and repair what you see then: drystone doctor disk {disk_id}."
+
+
+class NotRepairable(Problem):
+    code = "not_repairable"
+    status = 409
+    message = "The disk {disk_id} cannot be repaired now: {reason} Nothing was changed."
+    hint = "{advice}"
 
 
 class DiskWrongState(Problem):

@@ -7,7 +7,7 @@ A merge is the flow for one disk; a removal is what a user asked for. Every flow
 
 from __future__ import annotations
 
-from contracts import errors, hostagent
+from contracts import doctor, errors, hostagent
 from contracts import fields as f
 from contracts.inventory import ById, Page, Rows
 from contracts.promise import Event, Rpc
@@ -256,6 +256,23 @@ limit_job = Rpc(
 get_merge = Rpc(OWNER, "get_merge", ById, Merge, (errors.NotFound,))
 list_merges = Rpc(OWNER, "list_merges", ListMerges, Merges)
 
+diagnose_disk = Rpc(OWNER, "diagnose_disk", doctor.DiagnoseDisk, doctor.Diagnosis, (errors.NotFound,), deadline=40)
+repair_disk = Rpc(
+    OWNER,
+    "repair_disk",
+    doctor.RepairDisk,
+    doctor.Repaired,
+    (
+        *(errors.NotFound, errors.NotRepairable, errors.DiagnosisChanged, errors.DiskBusy, errors.VmUnsure),
+        *(errors.HostNotUp, errors.ClockOff, errors.DomainNotActive),
+        *hostagent.record_chain.errors,
+    ),
+    deadline=150,
+)
+diagnose_domain = Rpc(
+    OWNER, "diagnose_domain", doctor.DiagnoseDomain, doctor.DomainDiagnosis, (errors.NotFound,), deadline=150
+)
+
 check_idle = Rpc(OWNER, "check_idle", ById, f.Nothing, (errors.StillInUse, errors.DiskBusy))
 
 snapshot_changed = Event(OWNER, "snapshot_changed", Snapshot)
@@ -263,3 +280,4 @@ snapshot_deleted = Event(OWNER, "snapshot_deleted", SnapshotGone)
 merge_changed = Event(OWNER, "merge_changed", Merge)
 merge_finished = Event(OWNER, "merge_finished", Merge)
 job_changed = Event(OWNER, "job_changed", Job)
+disk_repaired = Event(OWNER, "disk_repaired", doctor.DiskRepaired)

@@ -24,4 +24,12 @@ ROUTES = (
     Route("PATCH", "/disks/{id}", inventory.plug_disk, "Plug a disk into a VM that is down, or unplug it"),
     Route("DELETE", "/disks/{id}", inventory.delete_disk, "Delete a disk with all its volumes", 204),
     Route("GET", "/disks/{disk_id}/chain", snapshots.get_chain, "Show the chain of a disk, from every side"),
+    Route("GET", "/disks/{disk_id}/doctor", snapshots.diagnose_disk, "Hold every view of a disk against each other"),
+    Route(
+        "POST",
+        "/disks/{disk_id}/doctor/repair",
+        snapshots.repair_disk,
+        "Make the database follow the storage, as a diagnosis showed it",
+    ),
+    Route("GET", "/storage-domains/{id}/doctor", snapshots.diagnose_domain, "Diagnose all disks of a storage domain"),
 )

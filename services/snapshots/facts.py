@@ -87,8 +87,12 @@ class Storage:
 
     def chain(self) -> tuple[str, ...]:
         """The chain by qcow2 headers, first volume first; what is missing or runs in a circle ends it."""
+        return self.below(self.leaf)
+
+    def below(self, volume_id: str | None) -> tuple[str, ...]:
+        """The same from any volume down to the first, first volume first."""
         found: list[str] = []
-        here = self.leaf
+        here = volume_id
         while here is not None and here in self.volumes and here not in found:
             found.append(here)
             here = self.volumes[here].backing_id

@@ -69,6 +69,13 @@ class Peers:
     def disk(self, disk_id: str) -> dict[str, Any]:
         return self._client.call(inventory.get_disk, {"id": disk_id})
 
+    def domain(self, domain_id: str) -> dict[str, Any]:
+        return self._client.call(inventory.get_storage_domain, {"id": domain_id})
+
+    def disks(self, domain_id: str, after: str | None, limit: int) -> dict[str, Any]:
+        """One page of the disks on a domain."""
+        return self._client.call(inventory.list_disks, {"domain_id": domain_id, "after": after, "limit": limit})
+
     def active_domain(self, domain_id: str) -> dict[str, Any]:
         """Raises NotFound, DomainNotActive."""
         domain = self._client.call(inventory.get_storage_domain, {"id": domain_id})
@@ -111,6 +118,6 @@ class Peers:
         request = {"vm_id": vm_id, "disk": dict(disk), "claim": dict(claim) if claim else None}
         return self._client.call(hostagent.look_disk, request, at=host_id)
 
-    def ask(self, host_id: str, promise: Rpc, request: dict[str, Any]) -> dict[str, Any]:
-        """One ask to the agent of a host."""
-        return self._client.call(promise, request, at=host_id)
+    def ask(self, host_id: str, promise: Rpc, request: dict[str, Any], deadline: float | None = None) -> dict[str, Any]:
+        """One ask to the agent of a host; `deadline` in seconds where the promise's own is too long."""
+        return self._client.call(promise, request, at=host_id, deadline=deadline)

@@ -8,7 +8,7 @@ from chassis import bus
 from chassis.frame import Frame
 from contracts import hostagent, inventory
 from contracts import snapshots as promises
-from services.snapshots import create, news, removal, requests
+from services.snapshots import create, doctor, doctor_domain, news, removal, requests
 from services.snapshots.create import Create
 from services.snapshots.desk import Desk
 from services.snapshots.merge import Merge
@@ -90,6 +90,20 @@ class Snapshots(bus.Service):
     @bus.serves(promises.list_merges)
     def list_merges(self, request: Body) -> Body:
         return requests.list_merges(self.desk, request)
+
+    # -- the doctor ---------------------------------------------------------------------------------------
+
+    @bus.serves(promises.diagnose_disk)
+    def diagnose_disk(self, request: Body) -> Body:
+        return doctor.diagnose_disk(self.desk, request)
+
+    @bus.serves(promises.repair_disk)
+    def repair_disk(self, request: Body) -> Body:
+        return doctor.repair_disk(self.desk, request)
+
+    @bus.serves(promises.diagnose_domain)
+    def diagnose_domain(self, request: Body) -> Body:
+        return doctor_domain.diagnose_domain(self.desk, request)
 
     @bus.serves(promises.check_idle)
     def check_idle(self, request: Body) -> Body:

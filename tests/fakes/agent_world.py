@@ -267,6 +267,20 @@ class World:
         if top is not None:
             top.legality, top.heir = "illegal", ask["base_id"] if ask["between"] else None
 
+    def record_chain(self, ask: Facts) -> Facts:
+        disk_id = ask["disk"]["disk_id"]
+        self._check_claim(disk_id, ask["claim"])
+        vm = self._with_disk(None, disk_id)
+        seen = vm.chains[disk_id] if vm else self.storage.chain(disk_id)
+        if seen != ask["chain"]:
+            raise errors.ChainDiffers(disk_id=disk_id, reason="the chain has changed meanwhile")
+        for volume_id in ask["unused"]:
+            self.storage.volume(disk_id, volume_id).legality = "illegal"
+        for volume_id in ask["chain"]:
+            volume = self.storage.volume(disk_id, volume_id)
+            volume.parent_id = volume.backing_id
+        return {}
+
     def discard_volume(self, ask: Facts) -> Facts:
         disk_id = ask["disk"]["disk_id"]
         self._check_claim(disk_id, ask["claim"])

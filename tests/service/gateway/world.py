@@ -13,6 +13,7 @@ from typing import Any
 from contracts import errors, inventory, snapshots
 from contracts.promise import Rpc
 from tests.fakes.bus import Bus
+from tests.service.gateway.sick import Doctor
 
 Row = dict[str, Any]
 NOW = "2026-01-02T03:04:05.678Z"
@@ -35,6 +36,7 @@ class World:
         self.rows: dict[str, dict[str, Row]] = {kind: {} for kind in (*_DEFAULTS, "snapshot", "job", "merge")}
         self.bodies: dict[str, Row] = {}
         self.asked: list[tuple[str, Row]] = []
+        self.doctor = Doctor(self._get, self.rows)
         self._lock = threading.RLock()
 
     def serve(self, bus: Bus, *services: str) -> None:
@@ -76,6 +78,9 @@ class World:
             (inventory.shut_down_vm, lambda r: self._power(r, "shutting_down")),
             (inventory.power_off_vm, lambda r: self._power(r, "down")),
             (snapshots.get_chain, self._chain),
+            (snapshots.diagnose_disk, self.doctor.diagnose),
+            (snapshots.repair_disk, self.doctor.repair),
+            (snapshots.diagnose_domain, self.doctor.diagnose_domain),
             (snapshots.create_snapshot, lambda r: self._job(r, "snapshot", r["vm_id"])),
             (snapshots.remove_snapshot, self._remove),
             (snapshots.get_job, self._look_at_job),
