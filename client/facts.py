@@ -127,6 +127,7 @@ class Progress(TypedDict):
     cur: int
     end: int
     rate: int
+    behind: bool
 
 
 class Reason(TypedDict):

@@ -41,6 +41,7 @@ class _Bars:
         self._client = session.client
         self._title = job["description"] or job["kind"]
         self._step = ""
+        self._behind = False
         self._out = show.console(stderr=True)
         self._progress: Progress | None = None
         self._bars: dict[str, TaskID] = {}
@@ -66,7 +67,9 @@ class _Bars:
                 self._progress.update(self._bars[id], total=end or None, completed=cur, said=said(row))
         elif job["step"] != self._step or job["state"] in ENDED:
             self._out.print(f"{self._title}: {said(job)}", markup=False)
-        self._step = job["step"]
+        if way_out(job) and not self._behind:
+            self._out.print(f"{self._title}: {way_out(job)}", markup=False)
+        self._step, self._behind = job["step"], bool(way_out(job))
 
     def conclude(self, job: facts.Job) -> None:
         """What it came to: the space that came back."""
@@ -88,6 +91,18 @@ class _Bars:
         return self._client.disks.get(disk_id)["alias"]
 
 
+def way_out(job: dict[str, Any] | facts.Job | facts.Merge) -> str:
+    """What to do about a merge that never ends by itself; empty for others."""
+    if not job["progress"].get("behind"):
+        return ""
+    id = job["id"]
+    return (
+        "It does not get nearer to its end: the guest writes at least as fast as it is copied. "
+        f"`drystone job limit {id} 0` lifts its limit; without one, wait until the guest writes less, or "
+        f"`drystone job cancel {id}`. Nothing is lost."
+    )
+
+
 def said(job: dict[str, Any] | facts.Job | facts.Merge) -> str:
     """'merge 1.2 GiB of 4.0 GiB, 310.0 MiB/s'"""
     progress = job["progress"]
@@ -96,4 +111,6 @@ def said(job: dict[str, Any] | facts.Job | facts.Merge) -> str:
         parts.append(f"{units.human(progress['cur'])} of {units.human(progress['end'])}")
         if progress["rate"]:
             parts.append(units.rate(progress["rate"]))
+    if progress.get("behind"):
+        parts.append("the guest writes as fast as it is copied")
     return ", ".join(parts)

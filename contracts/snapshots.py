@@ -30,11 +30,13 @@ class Reason(f.Fact):
 
 
 class Progress(f.Fact):
-    """Bytes done and to do, bytes per second; `end` 0 while unknown."""
+    """Bytes done and to do, bytes per second; `end` 0 while unknown. `behind`: the copy does not get nearer to its end,
+    the guest writes at least as fast as its limit or the storage lets it copy."""
 
     cur = f.size()
     end = f.size()
     rate = f.size()
+    behind = f.flag(load_default=False)
 
 
 class JobStep(f.Fact):
@@ -278,6 +280,7 @@ check_idle = Rpc(OWNER, "check_idle", ById, f.Nothing, (errors.StillInUse, error
 snapshot_changed = Event(OWNER, "snapshot_changed", Snapshot)
 snapshot_deleted = Event(OWNER, "snapshot_deleted", SnapshotGone)
 merge_changed = Event(OWNER, "merge_changed", Merge)
+merge_behind = Event(OWNER, "merge_behind", Merge)
 merge_finished = Event(OWNER, "merge_finished", Merge)
 job_changed = Event(OWNER, "job_changed", Job)
 disk_repaired = Event(OWNER, "disk_repaired", doctor.DiskRepaired)

@@ -53,7 +53,7 @@ def _progress(row: dict[str, Any]) -> str:
 def show_job(session: Session, which: Which) -> Answer:
     """Show a job with its steps."""
     row = names.find(session.client, names.JOB, which)
-    return Card(row, extra=(Listing(row["steps"], STEPS, "It has no steps."),))
+    return Card(row, extra=(Listing(row["steps"], STEPS, "It has no steps."), *filter(None, [follow.way_out(row)])))
 
 
 @verb(jobs, "wait")

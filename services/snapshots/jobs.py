@@ -62,8 +62,9 @@ def merge_view(merge: MergeRow, row: JobRow) -> dict[str, Any]:
     }
 
 
-def _progress(row: JobRow) -> dict[str, int]:
-    return {"cur": row.cur, "end": row.end, "rate": row.rate if row.state == "running" else 0}
+def _progress(row: JobRow) -> dict[str, int | bool]:
+    goes_on = row.state == "running"
+    return {"cur": row.cur, "end": row.end, "rate": row.rate if goes_on else 0, "behind": row.behind and goes_on}
 
 
 def _steps(row: JobRow) -> list[dict[str, str]]:
@@ -136,6 +137,7 @@ def moved(session: Session, row: FlowRow, now: datetime.datetime, **more: Any) -
         "reason": row.reason,
         "action": row.action,
         "cancelling": row.cancel_by is not None,
+        "behind": False,  # that is said of a copy while it runs
         **ended,
         **more,
     }
@@ -161,6 +163,20 @@ def progress(
         sum_up(session, row.parent_id, now, force=force)
 
 
+def pace(session: Session, job_id: str, now: datetime.datetime, *, behind: bool) -> bool:
+    """Say that a merge fell behind what its guest writes, or caught up; answers whether that was new."""
+    row = store.job(session, job_id)
+    if not row.open or row.behind == behind:
+        return False
+    row = store.change(session, job_id, behind=behind)
+    tell(session, row)
+    if behind:
+        outbox.tell(session, promises.merge_behind, merge_view(store.merge(session, job_id), row))
+    if row.parent_id is not None:
+        sum_up(session, row.parent_id, now, force=True)
+    return True
+
+
 def sum_up(session: Session, removal_id: str, now: datetime.datetime, *, force: bool = False) -> None:
     """A removal has the sum of its merges, and tells it at most once a second unless forced."""
     row = store.job(session, removal_id)
@@ -173,7 +189,8 @@ def sum_up(session: Session, removal_id: str, now: datetime.datetime, *, force: 
         tell(session, row)
 
 
-def sums(parts: list[JobRow]) -> dict[str, int]:
+def sums(parts: list[JobRow]) -> dict[str, int | bool]:
     """The progress of a removal."""
-    rate = sum(part.rate for part in parts if part.state == "running")
-    return {"cur": sum(part.cur for part in parts), "end": sum(part.end for part in parts), "rate": rate}
+    busy = [part for part in parts if part.state == "running"]
+    sizes = {"cur": sum(part.cur for part in parts), "end": sum(part.end for part in parts)}
+    return {**sizes, "rate": sum(part.rate for part in busy), "behind": any(part.behind for part in busy)}

@@ -15,10 +15,11 @@ from sqlalchemy.orm import Session
 from chassis import logs
 from chassis.steps import DONE, STUCK, UNDONE, Failed, Flow, FlowKind, FlowRow, GoOn, Look, Step, Unknown
 from contracts import errors, hostagent
-from services.snapshots import chain, jobs, peers, removal, store, store_jobs
+from services.snapshots import chain, jobs, pace, peers, removal, store, store_jobs
 from services.snapshots.chain import Do, Verdict
 from services.snapshots.desk import Desk
 from services.snapshots.facts import DiskFacts
+from services.snapshots.pace import Pace
 from services.snapshots.store_jobs import MergeRow
 
 NAME = "merge"
@@ -91,6 +92,7 @@ class Merge:
             if not started:  # adopted: from now on a job that is gone has failed
                 flow.save(started=True)
             watch_space(self.desk, flow, row, facts)
+            watch_pace(self.desk, flow, row, job.left)
             self._progress(flow, job.cur, job.end, force=verdict.do is Do.GO_ON)
         return _look_of(row, verdict)
 
@@ -251,6 +253,23 @@ def watch_space(desk: Desk, flow: Flow, row: MergeRow, facts: DiskFacts) -> None
     problem = chain.filling(row.plan, row.domain_id, facts, rate, row.reserve)
     if problem is not None:
         raise Failed(problem)
+
+
+def watch_pace(desk: Desk, flow: Flow, row: MergeRow, left: int) -> None:
+    """Notice a guest that writes at least as fast as its disk is copied: such a merge never ends by itself."""
+    if not row.plan.active:
+        return
+    now, window = desk.now(), desk.settings.behind_seconds
+    had = Pace(**flow.data["pace"]) if flow.data.get("pace") else None
+    found = pace.judge(had, left, now.timestamp(), window, chain.GAP)
+    if found == had:
+        return
+    with flow.write() as session:
+        new = jobs.pace(session, flow.id, now, behind=found.behind)
+    flow.save(pace=dataclasses.asdict(found))
+    if new:
+        words = f"has not come nearer to its end for {window:g} s" if found.behind else "gets nearer to its end again"
+        _log.warning(f"merge of {row.disk_id}: {words}", flow_id=flow.id, left=left, bandwidth=row.bandwidth)
 
 
 @contextlib.contextmanager

@@ -24,6 +24,11 @@ class SnapshotsSettings(FrameSettings):
     reserve_percent: float = setting(
         1.0, "the same as a part of the domain's size; the smaller of the two counts", check=between(0, 50)
     )
+    behind_seconds: float = setting(
+        60.0,
+        "a copy that has not come nearer to its end for so long is said to be behind what its guest writes",
+        check=between(1, 86400),
+    )
     snapshots_per_vm: int = setting(128, "longest chain: QEMU opens every file of it", check=between(1, 1000))
 
     def reserve(self, total: int | None) -> int:

@@ -22,7 +22,8 @@ BUSY = ("running", "undoing")
 
 @dataclass(frozen=True)
 class JobRow:
-    """A flow as users see it. `past`: beyond its point of no return. `told_at`: when its progress was last told."""
+    """A flow as users see it. `past`: beyond its point of no return. `behind`: its copy does not get nearer to its end.
+    `told_at`: when its progress was last told."""
 
     id: str
     kind: str
@@ -40,6 +41,7 @@ class JobRow:
     cur: int
     end: int
     rate: int
+    behind: bool
     reason: dict[str, Any] | None
     action: str | None
     result: dict[str, Any] | None

@@ -66,6 +66,7 @@ class World:
     """`host_id`'s VMs over a storage that may be shared. `obedient`: guests follow a request to shut down.
 
     `job_bytes`: what a commit has to copy; `job_rate`: bytes that each tick copies (0 keeps jobs where they are).
+    `guest_rate`: bytes that each tick the guests write, to be copied too where top is active.
     `news`: ("vm", vm_id) and ("job", vm_id, disk_id, status, cur, end) that have not been told yet.
     """
 
@@ -78,6 +79,7 @@ class World:
         self.obedient = True
         self.job_bytes = 64 * MIB
         self.job_rate = 16 * MIB
+        self.guest_rate = 0
         self.quiesced = False
         self.news: list[tuple[Any, ...]] = []
 
@@ -313,6 +315,7 @@ class World:
     def _copy(self, vm: FakeVm, disk_id: str, job: Job) -> None:
         if job.ready or not self.job_rate:
             return
+        job.end += self.guest_rate if job.active else 0
         job.cur = min(job.end, job.cur + self.job_rate)
         status = "ready" if job.ready else "running"
         if job.cur >= job.end and not job.active:

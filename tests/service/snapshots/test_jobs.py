@@ -37,7 +37,7 @@ def test_progress_is_told_with_sums_and_ends_with_numbers(site: Site, host: Fake
     site.until(lambda: site.job(removal["id"])["progress"]["end"] == 128 * MIB, "both copies")
     host.world.job_rate = 8 * MIB
     done = site.end_of(removal)
-    assert done["progress"] == {"cur": 128 * MIB, "end": 128 * MIB, "rate": 0}
+    assert done["progress"] == {"cur": 128 * MIB, "end": 128 * MIB, "rate": 0, "behind": False}
     assert done["result"]["bytes_merged"] == 128 * MIB
     assert [item["state"] for item in done["result"]["items"]] == ["done", "done"]
     merges = finished.wait(2)
@@ -193,4 +193,25 @@ def test_a_snapshot_of_a_vm_that_is_down(site: Site, host: FakeAgent) -> None:
     assert ([disk["disk_id"] for disk in told["disks"]], told["live"]) == ([chosen], False)
     site.start(host, vm)
     assert site.end_of(site.remove(snapshot))["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+def test_a_copy_that_falls_behind_its_guest_says_so_until_it_catches_up(
+    site: Site, host: FakeAgent, start: Start
+) -> None:
+    start(behind_seconds=1.0)
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    told = site.bus.expect(snapshots.merge_behind)
+    host.world.job_rate, host.world.guest_rate = MIB, 2 * MIB
+    removal = site.remove(snapshot)
+    site.until(lambda: site.job(removal["id"])["progress"]["behind"], "the removal to be behind", 60)
+    merge = site.merges(removal["id"])[0]
+    assert (merge["progress"]["behind"], merge["state"], merge["step"]) == (True, "running", "commit")
+    assert [news["id"] for news in told.wait(1, 60)] == [merge["id"]]
+    host.world.guest_rate = 0
+    site.until(lambda: not site.job(removal["id"])["progress"]["behind"], "the removal to catch up", 60)
+    host.world.job_rate = 64 * MIB
+    assert site.end_of(removal)["state"] == "done"
+    assert site.merges(removal["id"])[0]["progress"]["behind"] is False
     assert site.agrees(host, vm)

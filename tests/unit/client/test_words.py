@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from client import errors, names, session, settings, units
+from client import errors, follow, names, session, settings, units
 from client.commands import vm
 
 ROOT = pathlib.Path(__file__).parents[3]
@@ -90,3 +90,11 @@ def test_every_client_error_has_an_exit_code() -> None:
 def test_exit_codes_are_documented() -> None:
     told = re.findall(r"^\| (\d+) \|", (ROOT / "docs" / "command.md").read_text(), re.MULTILINE)
     assert [int(code) for code in told] == [*range(11), session.INTERRUPTED]
+
+
+def test_a_merge_that_never_ends_by_itself_says_what_to_do() -> None:
+    progress = {"cur": 1, "end": 2**30, "rate": 0, "behind": True}
+    job: dict[str, Any] = {"id": ID, "state": "running", "step": "commit", "progress": progress}
+    assert "the guest writes as fast as it is copied" in follow.said(job)
+    assert f"drystone job limit {ID} 0" in follow.way_out(job)
+    assert follow.way_out({**job, "progress": {**progress, "behind": False}}) == ""
