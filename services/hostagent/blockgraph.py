@@ -15,11 +15,13 @@ Reply = Any  # JSON that the monitor answered
 
 @dataclass(frozen=True)
 class Layer:
-    """One volume that QEMU has open in a chain: its format node, its protocol node and the file's name."""
+    """One volume that QEMU has open in a chain: its format node, its protocol node and the file's name. `written`: it
+    may be written to."""
 
     node: str
     storage: str
     path: str
+    written: bool = False
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,7 @@ class _Net:
         self.names: dict[int, str] = {node["id"]: node["name"] for node in graph["nodes"]}
         self._kinds: dict[int, str] = {node["id"]: node["type"] for node in graph["nodes"]}
         self._below: dict[int, dict[str, list[int]]] = {}
+        self._writers = {(edge["parent"], edge["child"]) for edge in graph["edges"] if "write" in edge["perm"]}
         for edge in graph["edges"]:
             self._below.setdefault(edge["parent"], {}).setdefault(edge["name"], []).append(edge["child"])
         self._files = {node["node-name"]: node["file"] for node in named}
@@ -114,7 +117,8 @@ class _Net:
         while node is not None and len(layers) < 10_000:
             storage = self._child(node, "file")
             if storage is not None and self._child(storage, "file") is None:
-                layers.append(Layer(self.names[node], self.names[storage], self._files.get(self.names[storage], "")))
+                name, written = self.names[storage], (node, storage) in self._writers
+                layers.append(Layer(self.names[node], name, self._files.get(name, ""), written))
                 node = self._child(node, "backing")
             else:
                 node = storage if storage is not None else self._child(node, "backing")

@@ -10,7 +10,8 @@ volume counts unless it is marked illegal, or passed over. Both count, because a
     taking a snapshot    V1 <- V2          V2 is the leaf as soon as it exists: an empty overlay reads like V1
     active commit        B <- T            leaf T until T is marked illegal, while both read the same; then B
     internal commit      B <- T <- C       QEMU rewrites C's header to B; C's record still names T until the
-                                           merge is recorded, so T never looks like a second leaf
+                                           merge is recorded, so T never looks like a second leaf. Until then
+                                           T holds everything, and B perhaps not yet (merging.py)
     a range in one job  B <- M <- T        the mark of T names its heir, B, in the same write: M between them is passed
                                            over from then on, so that it never looks like a leaf, and is marked later
 """
@@ -140,6 +141,33 @@ def walk(disk_id: str, volumes: Collection[Volume], leaf: str) -> tuple[str, ...
             raise broken(f"it has more than {MAX_DEPTH} volumes")
         at = None if volume.elsewhere else volume.backing
     return tuple(path)
+
+
+def unrecorded(volumes: Iterable[Volume]) -> dict[str, str]:
+    """Volumes whose header names something further down than their record: a merge changed it and was not recorded.
+    Each with the volume of its record, which it can stand on again: it, and all down to what the header names, must
+    count. (Top's mark is the first record of a merge; from then on it counts no more.)"""
+    by_id = {v.id: v for v in volumes}
+    found: dict[str, str] = {}
+    for child in by_id.values():
+        if child.trouble is None and child.legality == "legal" and not child.elsewhere and child.backing is not None:
+            top = child.parent
+            if top is not None and top != child.backing and _sound_down_to(by_id, top, child.backing):
+                found[child.id] = top
+    return found
+
+
+def _sound_down_to(by_id: Mapping[str, Volume], top: str, base: str) -> bool:
+    """Whether the headers lead from top to base, through volumes that count."""
+    at: str | None = top
+    for _ in range(len(by_id)):
+        volume = by_id.get(at or "")
+        if volume is None or volume.trouble is not None or volume.legality != "legal" or volume.elsewhere:
+            return False
+        if volume.backing == base:
+            return base in by_id
+        at = volume.backing
+    return False
 
 
 def children(volumes: Iterable[Volume], volume_id: str) -> list[str]:

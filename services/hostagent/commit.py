@@ -13,6 +13,7 @@ from chassis import crash
 from contracts import errors
 from services.hostagent import claims, layout, monitor, views
 from services.hostagent.jobs import Jobs
+from services.hostagent.record import Record
 from services.hostagent.virt import NoDomain
 from services.hostagent.work import Parts, Request
 
@@ -22,14 +23,17 @@ _FLAGS = libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE | libvirt.VIR_DOMAIN_BLOCK_COM
 
 
 class Commit:
-    def __init__(self, parts: Parts, jobs: Jobs) -> None:
-        self._parts, self._jobs = parts, jobs
+    def __init__(self, parts: Parts, jobs: Jobs, record: Record) -> None:
+        self._parts, self._jobs, self._record = parts, jobs, record
 
     def start(self, request: Request) -> dict[str, Any]:
-        """Begin the job, or find it begun or done."""
+        """Begin the job, or find it begun or done. An internal merge that is done is recorded here: nothing else than
+        its record is believed once QEMU is dead."""
         with self._parts.turn(request):
             qemu, libvirt_ = self._parts.sure(request)
             if request["top_id"] not in qemu.ids and request["base_id"] in qemu.ids:
+                if request["child_id"]:
+                    self._record.write(request)
                 return {}  # merged before
             self._refuse_other_chain(request, qemu)
             if qemu.job is not None:
@@ -76,6 +80,7 @@ class Commit:
             self._jobs.cancelled(disk["disk_id"])
             abort(self._parts, vm_id, disk, ends)
         self._jobs.wake()
+        self._record.settle(request)
 
     # -- refusals --
 

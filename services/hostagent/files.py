@@ -116,6 +116,15 @@ def make_sparse(path: str, size: int) -> None:
         os.close(descriptor)
 
 
+def sync(path: str) -> None:
+    """What any process of this host has written to a file so far is on the disk."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
 def sync_folder(path: str) -> None:
     descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

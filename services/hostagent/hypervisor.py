@@ -25,6 +25,7 @@ from services.hostagent.mender import Mender
 from services.hostagent.monitor import Monitors
 from services.hostagent.pivot import Pivot
 from services.hostagent.place import Place
+from services.hostagent.record import Record
 from services.hostagent.repair import Repair
 from services.hostagent.storage import Storage
 from services.hostagent.storing import Storing
@@ -57,7 +58,8 @@ class Hypervisor:
         self._census = Census(place, self._virt, self._vms)
         self._mender = Mender(parts, self._vms)
         self._lanes = {name: ThreadPoolExecutor(size, thread_name_prefix=name) for name, size in LANES.items()}
-        self._calls = self._table(Commit(parts, self._jobs), Storing(parts))
+        record = Record(parts)
+        self._calls = self._table(Commit(parts, self._jobs, record), Storing(parts, record))
 
     def run(self) -> None:
         """Serve until the process ends."""

@@ -157,13 +157,20 @@ class Storage:
         child: str | None,
         *,
         between: Sequence[str] = (),
+        concluded: bool = False,
         deadline: float | None = None,
     ) -> None:
         """After top, with the volumes between, went down into base: these illegal, child's parent := base, sizes and
         types as they are now. ChainDiffers unless the child's header resolves to base (child None: unless base is the
-        leaf)."""
-        ends = {"base": base, "top": top, "child": child, "between": list(between)}
-        self._ask(QUICK, "record_merge", {"domain": domain, "image": image, **ends}, deadline)
+        leaf). `concluded`: a living QEMU says so too; without it JobFailed for an internal merge whose record was not
+        begun. It syncs base first and may take long."""
+        ends = {"base": base, "top": top, "child": child, "between": list(between), "concluded": concluded}
+        self._ask(MAKE, "record_merge", {"domain": domain, "image": image, **ends}, deadline)
+
+    def put_back(self, domain: Domain, image: str, *, deadline: float | None = None) -> dict[str, str]:
+        """Before a disk is used again that no QEMU has open: headers that a merge changed without a record name their
+        old top again. {volume: that top}; empty where all was recorded."""
+        return dict(self._ask(MAKE, "put_back", {"domain": domain, "image": image}, deadline)["back"])
 
     def record_chain(
         self,

@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from contracts import errors
-from services.hostagent import creation, discard, domain, layout, scan, volume
+from services.hostagent import creation, discard, domain, layout, merging, scan, volume
 
 OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "create_domain": domain.create,
@@ -30,7 +30,8 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "volumes": volume.view,
     "prepare_mark": volume.prepare_mark,
     "mark": volume.mark,
-    "record_merge": volume.record_merge,
+    "record_merge": merging.record_merge,
+    "put_back": merging.put_back,
     "record_chain": volume.record_chain,
     "resize": volume.resize,
     "discard": discard.discard,

@@ -8,12 +8,13 @@ from typing import Any
 from chassis import crash
 from contracts import errors
 from services.hostagent import process, views
+from services.hostagent.record import Record, refuse_written
 from services.hostagent.work import TURN_SECONDS, Parts, Request
 
 
 class Storing:
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, parts: Parts, record: Record) -> None:
+        self._parts, self._record = parts, record
 
     def create_volume(self, request: Request) -> dict[str, Any]:
         disk_id = request["disk"]["disk_id"]
@@ -47,16 +48,7 @@ class Storing:
         with self._parts.turn(request, fenced=False):
             dropped = [request["top_id"], *request["between"]]
             self._refuse_open(request, dropped)
-            self._parts.storage.record_merge(
-                request["disk"]["domain"],
-                request["disk"]["disk_id"],
-                request["base_id"],
-                request["top_id"],
-                request["child_id"],
-                between=request["between"],
-                deadline=25.0,
-            )
-            crash.point("record.after_ask")
+            self._record.write(request)
         return {}
 
     def record_chain(self, request: Request) -> dict[str, Any]:
@@ -74,12 +66,17 @@ class Storing:
         if vm_id is None or process.find(vm_id) is None:
             for other in process.everyone():
                 self._refuse_plugged(other, disk)
+            if self._record.put_back(disk):
+                reason = "the header named the base of a merge that nobody recorded, and was put back: look again"
+                raise errors.ChainDiffers(disk_id=disk["disk_id"], reason=reason)
             return False
         qemu, _ = self._parts.sure(request)
         if qemu.job is not None:
             raise errors.ForeignJob(disk_id=disk["disk_id"], job=qemu.job.id)
         if list(qemu.ids) != request["chain"]:
             raise errors.ChainDiffers(disk_id=disk["disk_id"], reason="QEMU's chain has changed meanwhile")
+        for layer in qemu.layers[1:]:
+            refuse_written(layer)
         return True
 
     def discard(self, request: Request) -> dict[str, Any]:

@@ -11,6 +11,7 @@ import libvirt
 from chassis import crash
 from contracts import errors
 from services.hostagent import accelerator, domainxml, layout, monitor, process, views
+from services.hostagent.record import Record
 from services.hostagent.virt import NoDomain
 from services.hostagent.work import Parts
 
@@ -24,6 +25,7 @@ class Vms:
         self._parts = parts
         self._place, self._eyes, self._virt = parts.place, parts.eyes, parts.virt
         self._monitors, self._storage = parts.monitors, parts.storage
+        self._record = Record(parts)
 
     def look(self, vm_id: str, life: str | None = None) -> Facts:
         """`life`: libvirt's word where the caller has it already."""
@@ -51,6 +53,8 @@ class Vms:
             if facts["state"] != "down":
                 return facts
             self._monitors.forget(vm_id)
+            for disk in spec["disks"]:
+                self._record.put_back(disk["disk"])  # a VM never starts on a chain that was not recorded
             xml = self._build(spec)
             crash.point("start.before_ask")
             self._virt.launch(vm_id, xml)

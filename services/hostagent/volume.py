@@ -9,7 +9,6 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -219,7 +218,7 @@ def mark(domain: Ref, image: str, volume: str, legality: str, heir: str | None =
     place = layout.Place(domain["path"], domain["id"])
     path = place.file(image, volume) + ".meta"
     with files.guard("mark", path, place.id, _META_NEEDS), files.marks_lock(place, image):
-        _change(place, image, volume, legality=legality, heir=heir)
+        change(place, image, volume, legality=legality, heir=heir)
 
 
 def resize(domain: Ref, image: str, volume: str, capacity: int) -> None:
@@ -227,47 +226,7 @@ def resize(domain: Ref, image: str, volume: str, capacity: int) -> None:
     place = _opened(domain)
     path = place.file(image, volume) + ".meta"
     with files.guard("resize", path, place.id, _META_NEEDS), files.marks_lock(place, image):
-        _change(place, image, volume, capacity=capacity)
-
-
-def record_merge(
-    domain: Ref, image: str, base: str, top: str, child: str | None, *, between: Sequence[str] = ()
-) -> None:
-    """Make the records say what is: top, with what lies between, went down into base, and child (or nothing) stands on
-    base. Top is marked first: what lies between is passed over from then on, and can be marked one by one."""
-    place = _opened(domain)
-    with files.guard("record_merge", place.image(image), place.id, _META_NEEDS), files.marks_lock(place, image):
-        volumes = {v.id: v for v in read_image(place, image)}
-        _check_merged(image, volumes, base, top, child)
-        if top in volumes:
-            _change(place, image, top, legality="illegal", heir=base if between else None)
-        crash.point("volume.record.after_top")
-        for volume in between:
-            if volume in volumes:
-                _change(place, image, volume, legality="illegal")
-            crash.point("volume.record.after_between")
-        if child is not None:
-            _change(place, image, child, parent=base)
-        crash.point("volume.record.after_child")
-        shared = volumes[base].volume_type == "shared"
-        kind = None if shared else ("leaf" if child is None else "internal")
-        _change(place, image, base, capacity=volumes[base].capacity, volume_type=kind)
-        crash.point("volume.record.after_base")
-
-
-def _check_merged(image: str, volumes: dict[str, chain.Volume], base: str, top: str, child: str | None) -> None:
-    """The storage must show the merge as done; a record of a wish would lose data."""
-    for needed in (base, child):
-        if needed is not None and needed not in volumes:
-            raise errors.NotFound(kind="volume", id=needed)
-        if needed is not None and volumes[needed].trouble is not None:
-            raise volumes[needed].trouble or errors.ChainBroken(disk_id=image, reason="unreadable")
-    if child is not None and volumes[child].backing != base:
-        reason = f"volume {child} stands on {volumes[child].backing}, not on {base}: the merge is not done"
-        raise errors.ChainDiffers(disk_id=image, reason=reason)
-    if child is None and top in volumes and volumes[top].legality != "illegal":
-        reason = f"volume {top} is not marked illegal: the pivot to {base} is not done"
-        raise errors.ChainDiffers(disk_id=image, reason=reason)
+        change(place, image, volume, capacity=capacity)
 
 
 def record_chain(domain: Ref, image: str, ids: list[str], unused: list[str], *, live: bool) -> None:
@@ -281,17 +240,17 @@ def record_chain(domain: Ref, image: str, ids: list[str], unused: list[str], *, 
         volumes = {v.id: v for v in read_image(place, image)}
         wanted = chain.following(image, volumes, ids, unused, live=live)
         for volume_id in chain.marked_in_order(volumes, unused):
-            _change(place, image, volume_id, legality="illegal")
+            change(place, image, volume_id, legality="illegal")
             crash.point("volume.chain.after_mark")
         for volume_id in reversed(ids):
             now = wanted[volume_id]
             kind = None if now.volume_type == "shared" else "leaf" if volume_id == ids[0] else "internal"
             parent = None if now.elsewhere else now.parent or layout.BLANK
-            _change(place, image, volume_id, parent=parent, capacity=now.capacity, volume_type=kind)
+            change(place, image, volume_id, parent=parent, capacity=now.capacity, volume_type=kind)
             crash.point("volume.chain.after_record")
 
 
-def _change(place: layout.Place, image: str, volume: str, **values: Any) -> None:
+def change(place: layout.Place, image: str, volume: str, **values: Any) -> None:
     """Rewrite some values of a `.meta`, durably, under the marks lock. Nothing to change: only made durable."""
     path = place.file(image, volume) + ".meta"
     meta = read_meta(place, image, volume)
@@ -306,4 +265,4 @@ def set_type(place: layout.Place, image: str, volume: str, kind: str) -> None:
     """Record VOLTYPE, except of a template's volume, which stays shared."""
     with files.marks_lock(place, image):
         if read_meta(place, image, volume).volume_type != "shared":
-            _change(place, image, volume, volume_type=kind)
+            change(place, image, volume, volume_type=kind)

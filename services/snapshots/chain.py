@@ -194,12 +194,12 @@ def filling(plan: MergePlan, domain_id: str, facts: DiskFacts, rate: int, reserv
 def merged(plan: MergePlan, facts: DiskFacts) -> bool:
     """Has the image moved to base for good, so that the only way is forward?
 
-    Internal: the child's own header names base, and no QEMU reads top any more. Active: QEMU writes to base; or no
-    QEMU lives and the mark on the storage names base as the leaf.
+    Internal: the agent has recorded it on the storage; the child's header alone proves nothing, QEMU writes it before
+    the tables of base (docs/adr/0013). Active: QEMU writes to base; or no QEMU lives and the mark on the storage names
+    base as the leaf.
     """
     if plan.child_id is not None:
-        child = facts.storage.volumes.get(plan.child_id)
-        return child is not None and child.backing_id == plan.base_id and plan.top_id not in facts.qemu.chain
+        return _on_base(plan, facts, recorded=True) and plan.top_id not in facts.qemu.chain
     if facts.qemu.alive:
         return facts.qemu.leaf == plan.base_id
     return facts.qemu.state == "absent" and facts.storage.leaf == plan.base_id
@@ -219,6 +219,16 @@ def whole(plan: MergePlan, facts: DiskFacts, kept: Mapping[str, Any]) -> bool:
     return {plan.base_id, plan.top_id} <= set(there) and there.index(plan.base_id) < there.index(plan.top_id)
 
 
+def _on_base(plan: MergePlan, facts: DiskFacts, *, recorded: bool) -> bool:
+    """Does the child of an internal merge stand on base, by its header; and, `recorded`, by the agent's record, of
+    which top's mark is the first part?"""
+    child = facts.storage.volumes.get(plan.child_id or "")
+    if child is None or child.backing_id != plan.base_id:
+        return False
+    top = facts.storage.volumes.get(plan.top_id)
+    return not recorded or child.parent_id == plan.base_id or top is None or top.legality == "illegal"
+
+
 def _stopped(plan: MergePlan) -> Verdict:
     problem = errors.VmStopped(vm_id=plan.vm_id, action=f"merging disk {plan.disk_id}")
     return Verdict(Do.GIVE_UP, "the VM stopped before the merge was done", problem)
@@ -234,6 +244,8 @@ def commit(plan: MergePlan, facts: DiskFacts, started: bool) -> Verdict:
         return _stopped(plan)
     if facts.qemu.job is not None:
         return _running(plan, facts, facts.qemu.job, started)
+    if not plan.active and plan.top_id not in facts.qemu.chain and _on_base(plan, facts, recorded=False):
+        return Verdict(Do.ASK, "QEMU left top, and that is not recorded yet")
     return _no_job(plan, facts, started)
 
 

@@ -114,6 +114,8 @@ class World:
             held = self.storage.image(disk["disk_id"]).locked_by
             if held:
                 raise errors.VolumeInUse(volume_id=self.storage.leaf(disk["disk_id"]), by=f"QEMU on {held}")
+        for disk in disks:
+            self._put_back(disk["disk_id"])
         chains = {disk["disk_id"]: self.storage.chain(disk["disk_id"]) for disk in disks}
         for disk_id in chains:
             self.storage.image(disk_id).locked_by = self.host_id
@@ -217,6 +219,8 @@ class World:
                 raise errors.ChainDiffers(disk_id=disk_id, reason="base is not below top, or top is not active")
             ends = (ask["base_id"], ask["top_id"], ask["child_id"])
             vm.jobs[disk_id] = Job(*ends, end=self.job_bytes, speed=ask["bandwidth"], between=ask["between"])
+        elif job is None and ask["child_id"] is not None:
+            self._record(disk_id, ask)
         return {}
 
     def set_bandwidth(self, ask: Facts) -> Facts:
@@ -234,6 +238,10 @@ class World:
         job = vm.jobs.get(disk_id) if vm and ask["top_id"] else None
         if job is not None and not job.has_ends(ask):
             raise errors.ForeignJob(disk_id=disk_id, job=f"commit of {job.top_id}")
+        if vm is None and ask["child_id"]:
+            self._put_back(disk_id)
+        if vm is not None and job is None and ask["child_id"] and ask["top_id"] not in vm.chains[disk_id]:
+            self._record(disk_id, {"between": [], **ask})
         if vm is not None and job is not None:
             del vm.jobs[disk_id]
             self.news.append(("job", ask["vm_id"], disk_id, "cancelled", job.cur, job.end))
@@ -257,12 +265,29 @@ class World:
     def record_merge(self, ask: Facts) -> Facts:
         disk_id = ask["disk"]["disk_id"]
         self._check_claim(disk_id, ask["claim"])
+        self._record(disk_id, ask)
+        return {}
+
+    def _record(self, disk_id: str, ask: Facts) -> None:
+        """A record that was begun is finished; to begin one, a QEMU must live and have left top."""
         if ask["child_id"] is not None:
-            self.storage.volume(disk_id, ask["child_id"]).parent_id = ask["base_id"]
+            child, volumes = self.storage.volume(disk_id, ask["child_id"]), self.storage.image(disk_id).volumes
+            begun = ask["top_id"] not in volumes or volumes[ask["top_id"]].legality == "illegal"
+            vm = self._with_disk(ask["vm_id"], disk_id)
+            if not begun and child.parent_id != ask["base_id"] and (vm is None or ask["top_id"] in vm.chains[disk_id]):
+                raise errors.JobFailed(disk_id=disk_id, reason="it was not recorded")
+            child.parent_id = ask["base_id"]
         self._drop(disk_id, ask)
         for volume_id in {*ask["between"]} & self.storage.image(disk_id).volumes.keys():
             self.storage.volume(disk_id, volume_id).legality = "illegal"
-        return {}
+
+    def _put_back(self, disk_id: str) -> None:
+        """Headers that a merge changed without a record name their old top again."""
+        volumes = self.storage.image(disk_id).volumes
+        for one in volumes.values():
+            top = volumes.get(one.parent_id or "")
+            if one.backing_id != one.parent_id and top is not None and top.legality == "legal":
+                one.backing_id = one.parent_id
 
     def _drop(self, disk_id: str, ask: Facts) -> None:
         top = self.storage.image(disk_id).volumes.get(ask["top_id"])

@@ -41,6 +41,37 @@ def test_a_vm_that_stops_while_it_copies_undoes_the_merge(site: Site, host: Fake
     assert site.agrees(host, vm)
 
 
+def _left_and_not_recorded(site: Site, host: FakeAgent, snapshot: str) -> dict[str, Any]:
+    """A removal whose copy is done for QEMU, while the agent cannot record that."""
+    removal = _copying(site, host, snapshot)
+    host.fail("start_commit", errors.StorageTimeout(path="/mnt", seconds=5), times=99)
+    host.world.job_rate = 64 * MIB
+    site.until(lambda: len(host.asked("start_commit")) > 1, "the ask to record it")
+    return removal
+
+
+def test_a_merge_that_was_not_recorded_before_its_qemu_died_is_undone(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host)
+    removal = _left_and_not_recorded(site, host, snapshot)
+    site.stop(host, vm)
+    ended = site.end_of(removal)
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "vm_stopped")
+    assert not host.asked("discard_volume")
+    assert site.agrees(host, vm)
+    site.start(host, vm)
+    host._fates.clear()
+    assert site.end_of(site.remove(snapshot))["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+def test_a_cancel_of_a_merge_that_qemu_has_done_records_it_and_goes_forward(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host)
+    removal = _left_and_not_recorded(site, host, snapshot)
+    site.call(snapshots.cancel_job, id=removal["id"])
+    assert site.end_of(removal)["state"] == "done"
+    assert site.agrees(host, vm)
+
+
 def test_a_vm_that_stops_after_the_copy_lets_the_merge_end(site: Site, host: FakeAgent) -> None:
     vm, snapshot = _internal(site, host)
     host.fail("record_merge", errors.StorageTimeout(path="/mnt", seconds=5), times=2)

@@ -98,6 +98,13 @@ def test_the_xml_of_an_active_job_denies_an_internal_one_and_another_base() -> N
     assert dataclasses.replace(libvirt_view("idle"), job={"type": views.ACTIVE_COMMIT}).denies((V1, V2, V3))
 
 
+@pytest.mark.parametrize(
+    ("phase", "written"), [("idle", [V3]), ("internal", [V3, V1]), ("ready", [V3, V2]), ("pivoted", [V2])]
+)
+def test_base_is_open_for_writing_while_a_commit_runs_and_no_longer(phase: str, written: list[str]) -> None:
+    assert names(tuple(layer.path for layer in chain(phase) if layer.written)) == written
+
+
 @pytest.mark.parametrize("phase", ["idle", "pivoted"])
 def test_without_a_job_there_is_none(phase: str) -> None:
     assert qemu_view(phase).job is None

@@ -12,7 +12,8 @@ from services.snapshots.chain import GAP, Do
 from services.snapshots.facts import DiskFacts, Volume
 from tests.unit.snapshots.looks import ACTIVE, GIB, INTERNAL, job, look, volume
 
-MERGED: dict[str, Any] = {"headers": {"v3": "v1"}, "qemu": ["v3", "v1"]}
+LEFT: dict[str, Any] = {"headers": {"v3": "v1"}, "qemu": ["v3", "v1"]}
+MERGED: dict[str, Any] = {**LEFT, "illegal": ("v2",)}
 PIVOTED: dict[str, Any] = {"qemu": ["v2", "v1"], "leaf": "v2"}
 
 COMMIT_INTERNAL = {
@@ -31,7 +32,10 @@ COMMIT_INTERNAL = {
     ),
     "a job that vanished with top still there has failed": (look(), True, Do.GIVE_UP),
     "everything copied, but the job is still there": (look(job=job(INTERNAL, GIB)), True, Do.WAIT),
-    "the child's header names base": (look(**MERGED), True, Do.GO_ON),
+    "QEMU left top, and the agent has to record it": (look(**LEFT), True, Do.ASK),
+    "the same before we ever looked": (look(**LEFT), False, Do.ASK),
+    "the record was begun": (look(**MERGED), True, Do.GO_ON),
+    "recorded, and top is gone": (look(**LEFT, without=("v2",)), True, Do.GO_ON),
     "done before we ever looked": (look(**MERGED), False, Do.GO_ON),
     "libvirt's XML is late": (look(**MERGED, libvirt=["v3", "v2", "v1"]), True, Do.UNKNOWN),
     "QEMU left top, the header does not say so": (look(qemu=["v3", "v1"]), False, Do.UNKNOWN),
@@ -40,7 +44,12 @@ COMMIT_INTERNAL = {
     "QEMU and libvirt differ": (look(unsure="shut off, but QEMU lives"), True, Do.UNKNOWN),
     "the monitor is mute": (look(state="unreachable"), True, Do.UNKNOWN),
     "the VM stopped before it was done": (look(gone=True), True, Do.GIVE_UP),
-    "the VM stopped after it was done": (look(gone=True, headers={"v3": "v1"}), True, Do.GO_ON),
+    "the VM stopped after QEMU wrote the header, which proves nothing": (
+        look(gone=True, headers={"v3": "v1"}),
+        True,
+        Do.GIVE_UP,
+    ),
+    "the VM stopped after the record": (look(gone=True, headers={"v3": "v1"}, illegal=("v2",)), True, Do.GO_ON),
     "the guest is paused": (look(state="paused", job=job(INTERNAL, 5)), True, Do.WAIT),
 }
 
@@ -125,7 +134,9 @@ def test_an_internal_merge_has_no_pivot() -> None:
 
 
 MOVED = {
-    "internal: the header says so": (INTERNAL, look(**MERGED), True),
+    "internal: the agent recorded it": (INTERNAL, look(**MERGED), True),
+    "internal: only the header says so": (INTERNAL, look(**LEFT), False),
+    "internal: only the header says so, and QEMU is dead": (INTERNAL, look(gone=True, headers={"v3": "v1"}), False),
     "internal: QEMU still reads top": (INTERNAL, look(headers={"v3": "v1"}), False),
     "internal: nothing happened": (INTERNAL, look(), False),
     "internal: the child is missing": (INTERNAL, look(without=("v3",), qemu=["v3", "v1"]), False),

@@ -21,8 +21,9 @@ def test_an_internal_range_is_recorded_whatever_dies(point, die_at, disk):
     disk.rebase(v5, v1)
     ends = {"base": v1, "top": v4, "child": v5, "between": [v3, v2]}
     assert disk.leaf == v5  # before it is recorded, too
-    die_at(point, "record_merge", domain=disk.domain, image=disk.image, **ends)
+    die_at(point, "record_merge", domain=disk.domain, image=disk.image, **ends, concluded=True)
     assert disk.leaf == v5
+    assert disk.storage.put_back(disk.domain, disk.image) == {}
     disk.storage.record_merge(disk.domain, disk.image, **ends)
     assert disk.leaf == v5
     assert [disk.facts(one)["legality"] for one in (v1, v2, v3, v4)] == ["legal", "illegal", "illegal", "illegal"]

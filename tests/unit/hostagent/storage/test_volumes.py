@@ -255,9 +255,11 @@ def test_an_internal_merge_is_recorded_whatever_dies(point, die_at, disk):
     disk.commit(v2)
     disk.rebase(v3, v1)
     assert disk.leaf == v3  # before it is recorded, too
-    die_at(point, "record_merge", domain=disk.domain, image=disk.image, base=v1, top=v2, child=v3)
+    ends = {"base": v1, "top": v2, "child": v3}
+    die_at(point, "record_merge", domain=disk.domain, image=disk.image, **ends, concluded=True)
     assert disk.leaf == v3
-    disk.storage.record_merge(disk.domain, disk.image, v1, v2, v3)
+    assert disk.storage.put_back(disk.domain, disk.image) == {}
+    disk.storage.record_merge(disk.domain, disk.image, v1, v2, v3)  # begun: finished without QEMU's word
     facts = disk.facts(v3)
     assert (facts["parent_id"], facts["backing_id"]) == (v1, v1)
     assert disk.facts(v2)["legality"] == "illegal"
@@ -269,7 +271,7 @@ def test_a_merge_record_tells_the_size_that_qemu_gave_base(disk, storage, domain
     v1, v2, v3 = disk.chain("v1", "v2", "v3")
     run("qemu-img", "resize", "-q", v1, "128M", cwd=disk.folder)
     disk.rebase(v3, v1)
-    storage.record_merge(domain, disk.image, v1, v2, v3)
+    storage.record_merge(domain, disk.image, v1, v2, v3, concluded=True)
     assert b"CAP=134217728\n" in (disk.folder / f"{v1}.meta").read_bytes()
     storage.resize(domain, disk.image, v1, 256 * MiB)
     assert b"CAP=268435456\n" in (disk.folder / f"{v1}.meta").read_bytes()
