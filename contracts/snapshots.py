@@ -245,7 +245,7 @@ create_snapshot = Rpc(OWNER, "create_snapshot", CreateSnapshot, Job, _START, dea
 get_snapshot = Rpc(OWNER, "get_snapshot", ById, Snapshot, (errors.NotFound,))
 list_snapshots = Rpc(OWNER, "list_snapshots", ListSnapshots, Snapshots)
 remove_snapshot = Rpc(OWNER, "remove_snapshot", RemoveSnapshot, Job, _START, deadline=30)
-get_chain = Rpc(OWNER, "get_chain", GetChain, Chain, (errors.NotFound,), deadline=20)
+get_chain = Rpc(OWNER, "get_chain", GetChain, Chain, (errors.NotFound, errors.ChainDiffers), deadline=20)
 
 get_job = Rpc(OWNER, "get_job", ById, Job, (errors.NotFound,))
 list_jobs = Rpc(OWNER, "list_jobs", ListJobs, Jobs)

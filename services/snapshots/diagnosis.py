@@ -59,7 +59,9 @@ def diagnose(books: Books, facts: DiskFacts | None, unseen: errors.Problem | Non
         found += trouble
     if facts is not None and truth is not None:
         found += _on_storage(books, facts, truth)
-    found += _in_database(books, facts, truth)
+        found += _in_database(books, facts, repair.own(books, facts, truth))
+    else:
+        found += _broken_rows(books)
     blocked = any(one.blocks for one in found)
     plan = None if blocked or facts is None or truth is None else repair.plan(books, facts, truth)
     rows = tuple(side_by_side.rows(books, facts, truth))
@@ -181,13 +183,16 @@ def _repair(books: Books, more: str = "") -> str:
 # -- the database beside the truth ------------------------------------------------------------------------
 
 
-def _in_database(books: Books, facts: DiskFacts | None, truth: Chain | None) -> list[Difference]:
-    known, found = books.chain(), []
-    if not known:
-        message = f"The database's rows form no chain that ends at its active volume {books.active_id}."
-        found.append(Difference("rows_broken", message, _repair(books)))
-    if truth is None:
-        return found
+def _broken_rows(books: Books) -> list[Difference]:
+    if books.chain():
+        return []
+    message = f"The database's rows form no chain that ends at its active volume {books.active_id}."
+    return [Difference("rows_broken", message, _repair(books))]
+
+
+def _in_database(books: Books, facts: DiskFacts, truth: Chain) -> list[Difference]:
+    """`truth`: the disk's own part of the chain."""
+    known, found = books.chain(), _broken_rows(books)
     for id_ in truth:
         if id_ not in known and known:
             message = f"Volume {id_} belongs to the disk, the database does not have it in its chain."
@@ -195,11 +200,11 @@ def _in_database(books: Books, facts: DiskFacts | None, truth: Chain | None) -> 
             found.append(Difference("database_lacks", message, action, id_))
     for id_ in known:
         if id_ not in truth:
-            there = facts is not None and id_ in facts.storage.volumes
-            message = f"The database has volume {id_} in the chain, {'nothing reads it' if there else 'it is gone'}."
+            there = "nothing reads it" if id_ in facts.storage.volumes else "it is gone"
+            message = f"The database has volume {id_} in the chain, {there}."
             found.append(Difference("database_has_more", message, _repair(books), id_))
     for id_ in sorted(set(books.volumes) - {*known, *truth}):
-        if facts is not None and id_ not in facts.storage.volumes:
+        if id_ not in facts.storage.volumes:
             message = f"The database still has volume {id_}, which is gone."
             found.append(Difference("database_has_more", message, _repair(books), id_))
     if known and known[-1] != truth[-1]:

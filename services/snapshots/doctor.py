@@ -140,7 +140,7 @@ def _refuse_unnamed(seen: Look, plan: Plan, request: Body) -> None:
             advice = f"If that is right, name it: {command} --{option} {missing[0]}"
             raise errors.NotRepairable(disk_id=seen.disk["id"], reason=reason, advice=advice)
     strange = [id_ for id_ in request["adopt"] if id_ not in (*plan.adopt, *plan.truth)]
-    strange += [id_ for id_ in request["discard"] if id_ in plan.truth]
+    strange += [id_ for id_ in request["discard"] if id_ in (*plan.template, *plan.truth)]
     if strange:
         reason = f"Volume {strange[0]} is not one that could be taken in, or is needed."
         raise errors.NotRepairable(disk_id=seen.disk["id"], reason=reason, advice="Leave it out.")
@@ -149,7 +149,7 @@ def _refuse_unnamed(seen: Look, plan: Plan, request: Body) -> None:
 def _write_down(desk: Desk, seen: Look, plan: Plan) -> None:
     """First the storage, then the database."""
     if plan.storage:
-        chain = list(reversed(plan.truth))
+        chain = list(reversed((*plan.template, *plan.truth)))
         _ask(desk, seen, hostagent.record_chain, chain=chain, unused=list(plan.unused))
     if plan.changes:
         with desk.db.write() as session:

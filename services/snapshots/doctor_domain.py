@@ -40,7 +40,8 @@ def diagnose_domain(desk: Desk, request: Body) -> Body:
 
 
 def _disk(desk: Desk, disk: Mapping[str, Any], *, late: bool) -> Body | None:
-    """A disk that differs; one that is being made or deleted is left out."""
+    """A disk that differs. One that is being made or deleted is left out, and one on which a job works: what differs
+    there is on its way."""
     if disk["state"] != "ok":
         return None
     if late:
@@ -49,7 +50,7 @@ def _disk(desk: Desk, disk: Mapping[str, Any], *, late: bool) -> Body | None:
         differences = [{"code": "not_seen", "volume_id": None, "message": message, "action": action}]
         return _told(disk, differences, repairable=False)
     found = doctor.look(desk, disk).found
-    if not found.differences:
+    if all(one.code == "busy" for one in found.differences):
         return None
     repairable = found.plan is not None and bool(found.plan.changes)
     return _told(disk, [one.facts() for one in found.differences], repairable=repairable)

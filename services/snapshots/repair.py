@@ -14,12 +14,13 @@ from services.snapshots.facts import DiskFacts
 
 @dataclass(frozen=True)
 class Plan:
-    """A repair. `truth`: the chain that all are to show. On the storage: `unused` volumes are marked illegal, and
-    `records` says whether metadata has to follow. In the database: `forget` rows of volumes that are gone, `drop` those
-    that wait for deletion, `lost` snapshot lines by volume, `mixed` snapshots that can only be removed, `found` volumes
-    that get a snapshot of their own. `adopt`, `discard`: what a person has to name."""
+    """A repair. `truth`: the chain that all are to show, `template` what it stands on. On the storage: `unused`
+    volumes are marked illegal, and `records` says whether metadata has to follow. In the database: `forget` rows of
+    volumes that are gone, `drop` those that wait for deletion, `lost` snapshot lines by volume, `mixed` snapshots that
+    can only be removed, `found` volumes that get a snapshot of their own. `adopt`, `discard`: what a person names."""
 
     truth: Chain
+    template: Chain = ()
     unused: Chain = ()
     records: bool = False
     rows: bool = False
@@ -38,18 +39,33 @@ class Plan:
         return bool(self.unused) or self.records
 
 
-def plan(books: Books, facts: DiskFacts, truth: Chain) -> Plan:
-    storage, known = facts.storage, books.chain()
+def own(books: Books, facts: DiskFacts, whole: Chain) -> Chain:
+    """A chain without the volumes of a template at its beginning, which are not the disk's own."""
+    first = 0
+    while first < len(whole) - 1 and _of_template(books, facts, whole[first]):
+        first += 1
+    return whole[first:]
+
+
+def _of_template(books: Books, facts: DiskFacts, volume_id: str) -> bool:
+    volume = facts.storage.volumes.get(volume_id)
+    return volume is not None and volume.volume_type == "shared" and volume_id not in books.volumes
+
+
+def plan(books: Books, facts: DiskFacts, whole: Chain) -> Plan:
+    """`whole`: the chain to believe, down to its first volume."""
+    storage, known, truth = facts.storage, books.chain(), own(books, facts, whole)
     legal = tuple(id_ for id_ in sorted(storage.volumes) if storage.volumes[id_].legality == "legal")
-    unused = tuple(id_ for id_ in legal if id_ not in truth)
-    records = any(storage.volumes[id_].parent_id != storage.volumes[id_].backing_id for id_ in truth)
-    gone = [id_ for id_ in sorted(books.volumes) if id_ not in truth]
+    unused = tuple(id_ for id_ in legal if id_ not in whole)
+    records = any(storage.volumes[id_].parent_id != storage.volumes[id_].backing_id for id_ in whole)
+    gone = [id_ for id_ in sorted(books.volumes) if id_ not in whole]
     drop = tuple(id_ for id_ in gone if id_ in storage.volumes and not books.volumes[id_].dropped)
     lost = tuple(id_ for id_ in sorted(books.holders) if id_ not in truth[:-1])
     bare = Plan(
         truth=truth,
+        template=whole[: len(whole) - len(truth)],
         unused=unused,
-        records=records or (storage.leaf != truth[-1] and not unused),
+        records=records or (storage.leaf != whole[-1] and not unused),
         rows=known != truth,
         forget=tuple(id_ for id_ in gone if id_ not in storage.volumes),
         drop=drop,

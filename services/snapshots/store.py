@@ -87,12 +87,15 @@ def add_volume(session: Session, disk_id: str, volume_id: str, parent_id: str | 
 
 
 def chain_of(session: Session, disk_id: str) -> tuple[str, ...]:
-    """First volume first; empty for a disk that is not in our books."""
+    """First volume first; empty for a disk that is not in our books. Raises ChainDiffers for rows that form none."""
     row = disk(session, disk_id)
     if row is None:
         return ()
     query = sa.select(volumes.c.id, volumes.c.parent_id).where(volumes.c.disk_id == disk_id, ~volumes.c.dropped)
-    return chain.order(dict(session.execute(query).tuples().all()), row.active_id)
+    try:
+        return chain.order(dict(session.execute(query).tuples().all()), row.active_id)
+    except ValueError as fault:
+        raise errors.ChainDiffers(disk_id=disk_id, reason=f"in the database {fault}") from None
 
 
 def chain_rows(session: Session, disk_id: str) -> list[dict[str, Any]]:

@@ -95,6 +95,8 @@ def test_rows_that_form_no_chain_are_set_right(db: Database) -> None:
     with db.write() as session:
         session.execute(sa.update(tables.volumes).where(tables.volumes.c.id == V2).values(parent_id=V3))
     assert seen(db).chain() == ()
+    with db.read() as session, pytest.raises(errors.ChainDiffers, match="missing or twice"):
+        store.chain_of(session, DISK)
     apply(db, Plan(truth=(V1, V2, V3), rows=True))
     assert seen(db).chain() == (V1, V2, V3)
 

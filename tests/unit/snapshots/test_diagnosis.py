@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
+from typing import Any
 
 import pytest
 
@@ -232,6 +233,23 @@ def test_metadata_alone_are_repaired_without_touching_the_database() -> None:
 
 def test_rows_of_volumes_that_are_gone_are_forgotten() -> None:
     assert planned(books(more={"x": Line("v3", dropped=True)}), look()).forget == ("x",)
+
+
+def from_template(*, known: bool = False, **more: Any) -> tuple[Books, DiskFacts]:
+    rows = [volume("t", None, volume_type="shared"), volume("v1", "t"), volume("v2", "v1")]
+    facts = look(**{"volumes": rows, "qemu": ["v2", "v1", "t"], "leaf": "v2", **more})
+    return books(("t", "v1", "v2") if known else ("v1", "v2")), facts
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_the_volume_of_a_template_is_not_the_disks_own(known: bool) -> None:
+    found = diagnose(*from_template(known=known))
+    assert (codes(found), found.plan and found.plan.changes) == ([], ())
+
+
+def test_a_repair_on_a_template_names_the_whole_chain_to_the_host() -> None:
+    plan = planned(*from_template(qemu=["v1", "t"]))
+    assert (plan.template, plan.truth, plan.unused, plan.adopt) == (("t",), ("v1",), ("v2",), ())
 
 
 # -- the digest -------------------------------------------------------------------------------------------
