@@ -12,6 +12,7 @@ import kombu
 
 from contracts import errors
 from deploy.stack.wait import free_port
+from deploy.stack.wait import until as wait_until
 from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
 from tests.fakes.process import ROOT, Process
@@ -93,6 +94,31 @@ def _ask_at(uri: str) -> list[str]:
         [sys.executable, "-c", ASKER, uri], cwd=ROOT, capture_output=True, text=True, timeout=60, check=True
     )
     return done.stdout.splitlines()
+
+
+WAITER = """
+from chassis import bus
+import sys
+from tests.fakes.services import promises
+client = bus.Client(sys.argv[1], "waiter")
+print("asks", flush=True)
+print(client.call(promises.echo, {"text": "x", "seconds": 6.0}, deadline=120)["text"], flush=True)
+"""
+
+
+def test_an_answer_that_is_made_while_the_broker_is_dead_still_comes_once(
+    bus: Bus, leaf: Process, rabbit: Broker
+) -> None:
+    """So a call must not be given up because the broker came back without a word of it."""
+    words = [sys.executable, "-c", WAITER, rabbit.uri]
+    with subprocess.Popen(words, cwd=ROOT, stdout=subprocess.PIPE, text=True) as waiter:
+        wait_until("the request is being answered", lambda: bus.call(promises.tally, {})["runs"] == 1, 60)
+        rabbit.kill()
+        rabbit.start()
+        told = waiter.communicate(timeout=120)[0].split()
+    assert (told, waiter.returncode) == (["asks", "x"], 0)
+    bus.wait_for(promises.tally)
+    assert bus.call(promises.tally, {}, deadline=60)["runs"] == 1
 
 
 def test_calls_while_the_broker_is_away_end_quickly_with_a_reason() -> None:
