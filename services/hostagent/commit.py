@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import re
 import time
 from typing import Any
 
@@ -19,6 +20,9 @@ from services.hostagent.work import Parts, Request
 
 MAX_BACKING = 900  # bytes; a name over 1023 crashes QEMU 7.2
 CANCEL_SECONDS = 20.0
+# QEMU's own words when another process has the volume, or one above it, open
+_LOCKED = re.compile(r'Failed to get (shared )?"[a-z ]+" lock')
+_READER = "another process that has it open, itself or below a volume of its own (a backup, a qemu-img)"
 _FLAGS = libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
 
 
@@ -146,10 +150,12 @@ class Commit:
             self._parts.virt.ask(request["vm_id"], "blockCommit", begin, point="commit.after_ask")
         except NoDomain as lost:
             raise errors.VmUnsure(vm_id=request["vm_id"], reason=str(lost)) from None
-        except errors.HypervisorRefused:
+        except errors.HypervisorRefused as refused:
             # "a job runs already": a twin of this very ask may have been faster; QEMU knows
             if not self._parts.eyes.qemu(request["vm_id"], request["disk"]).works_on(views.ends_of(request)):
                 self._jobs.drop(request["disk"]["disk_id"])
+                if _LOCKED.search(str(refused.fields["reason"])):
+                    raise errors.VolumeInUse(volume_id=request["base_id"], by=_READER) from refused
                 raise
 
     def _speed(self, request: Request, target: str) -> None:
