@@ -5,7 +5,7 @@ import sys
 
 from bench import lines
 
-ALL = ("rpc", "http", "idle", "merge")
+ALL = ("rpc", "http", "idle", "scan", "merge")
 
 
 def main() -> None:

@@ -71,9 +71,12 @@ def read(path: str, limit: int) -> bytes:
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise OSError(errno.EINVAL, "not a regular file", path)
         parts = []
-        while limit > 0 and (part := file.read(limit)):
-            parts.append(part)
-            limit -= len(part)
+        try:
+            while limit > 0 and (part := file.read(limit)):
+                parts.append(part)
+                limit -= len(part)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, path) from None  # read() itself does not name the file
         return b"".join(parts)
 
 

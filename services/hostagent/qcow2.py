@@ -8,8 +8,9 @@ name (backing file, external data file), the name is told.
 from __future__ import annotations
 
 import json
+import re
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,12 +23,18 @@ FIRST_BYTES = 4096  # enough to know the cluster's size
 MAX_NAME = 1023  # QEMU's limit for a backing file name
 MAX_EXTENSIONS = 1000  # QEMU writes about five
 MAX_SIZE = 2**63 - 1
+SECTOR = 512  # QEMU's block layer counts in these, whatever size a header names
 
 _V2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQII")
 _V2_LENGTH = 72
 _V3_LENGTH = 104
 _DIRTY, _CORRUPT, _DATA_FILE, _KNOWN = 1, 2, 4, 0b11111
+
+_MAX_MENTIONED = 1000  # words of one name; it has at most MAX_NAME bytes
+_QUOTED = re.compile(r""""((?:[^"\\]|\\.)*)"|'((?:[^'\\]|\\.)*)'""", re.DOTALL)
+_ESCAPE = re.compile(r"\\(u[0-9a-fA-F]{4}|.)", re.DOTALL)
+_ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 
 _END = 0
 _BACKING_FORMAT = 0xE2792ACA
@@ -63,8 +70,20 @@ def span(head: bytes) -> int:
 
 def parse(head: bytes, file: str, disk_id: str) -> Header | None:
     """The header, or None for a raw file. ChainBroken names the file, the place in it and what is wrong there."""
+    return read(lambda _limit: head, file, disk_id)
+
+
+def read(fetch: Callable[[int], bytes], file: str, disk_id: str) -> Header | None:
+    """As parse(), of a file whose first bytes `fetch` gives; the rest of its first cluster is fetched only where
+    something lies there: with 64 KiB clusters that would be most of the time of a scan."""
+    head = fetch(FIRST_BYTES)
     try:
-        return _parse(head) if is_qcow(head) else None
+        try:
+            return _parse(head) if is_qcow(head) else None
+        except _Cut:
+            if not span(head) > len(head) == FIRST_BYTES:
+                raise
+        return _parse(fetch(min(span(head), HEAD_BYTES)))
     except _Wrong as wrong:
         raise errors.ChainBroken(disk_id=disk_id, reason=f"{file}: {wrong}") from None
 
@@ -74,6 +93,10 @@ class _Wrong(ValueError):
         super().__init__(f"{place}: {reason}")
 
 
+class _Cut(_Wrong):
+    """Something lies behind the bytes that were given."""
+
+
 def _parse(head: bytes) -> Header:
     version = _number(head, 4, ">I", "the version")
     if version == 1:
@@ -81,7 +104,7 @@ def _parse(head: bytes) -> Header:
     if version not in {2, 3}:
         raise _Wrong("the version (byte 4)", f"{version} is unknown")
     if len(head) < _V2.size:
-        raise _Wrong("the header", f"it ends after {len(head)} bytes")
+        raise _Cut("the header", f"it ends after {len(head)} bytes")
     fields = _V2.unpack_from(head)
     name_offset, name_length, cluster_bits, size = fields[2:6]
     if not 9 <= cluster_bits <= 21:
@@ -97,10 +120,10 @@ def _parse(head: bytes) -> Header:
     extensions = dict(_extensions(head, length, end))
     return Header(
         version=version,
-        virtual_size=size,
+        virtual_size=size - size % SECTOR,
         cluster_size=cluster,
         backing=backing,
-        backing_format=_text(extensions.get(_BACKING_FORMAT)),
+        backing_format=_text(extensions.get(_BACKING_FORMAT)) if backing else None,
         data_file=(_text(extensions.get(_DATA_FILE_NAME)) or "?") if features & _DATA_FILE else None,
         corrupt=bool(features & _CORRUPT),
         dirty=bool(features & _DIRTY),
@@ -114,13 +137,13 @@ def _parse_v1(head: bytes) -> Header:
     size = _number(head, 24, ">Q", "the virtual size")
     if size > MAX_SIZE:
         raise _Wrong("the virtual size (byte 24)", f"{size} is too large")
-    return Header(1, size, 4096, backing=_name(head, offset, length, HEAD_BYTES))
+    return Header(1, size - size % SECTOR, 4096, backing=_name(head, offset, length, HEAD_BYTES))
 
 
 def _features(head: bytes, cluster: int) -> tuple[int, int]:
     """Header length and incompatible features of version 3."""
     if len(head) < _V3_LENGTH:
-        raise _Wrong("the header", f"it ends after {len(head)} bytes")
+        raise _Cut("the header", f"it ends after {len(head)} bytes")
     features, _, _, _, length = _V3.unpack_from(head, _V2_LENGTH)
     if features & ~_KNOWN:
         raise _Wrong("the incompatible features (byte 72)", f"{features:#x} has bits that are unknown")
@@ -135,7 +158,7 @@ def _name(head: bytes, offset: int, length: int, cluster: int) -> str | None:
     if length > min(MAX_NAME, cluster - offset):
         raise _Wrong("the backing file (byte 16)", f"its name has {length} bytes, at {offset}: too long")
     if offset + length > len(head):
-        raise _Wrong("the backing file (byte 8)", f"its name at {offset} is behind the end of the file")
+        raise _Cut("the backing file (byte 8)", f"its name at {offset} is behind the end of the file")
     return _text(head[offset : offset + length])
 
 
@@ -149,7 +172,8 @@ def _extensions(head: bytes, offset: int, end: int) -> Iterator[tuple[int, bytes
             return
         offset += 8
         if length > end - offset or offset + length > len(head):
-            raise _Wrong("the header extensions", f"the one at {offset - 8} has {length} bytes: it is cut off")
+            kind_of = _Wrong if length > end - offset else _Cut
+            raise kind_of("the header extensions", f"the one at {offset - 8} has {length} bytes: it is cut off")
         if kind == _BACKING_FORMAT and length >= 16:
             raise _Wrong("the header extensions", f"the backing format at {offset - 8} has {length} bytes: too long")
         yield kind, head[offset : offset + min(length, 2 * MAX_NAME)]
@@ -160,7 +184,7 @@ def _extensions(head: bytes, offset: int, end: int) -> Iterator[tuple[int, bytes
 def _number(head: bytes, offset: int, form: str, what: str) -> int:
     size = struct.calcsize(form)
     if offset + size > len(head):
-        raise _Wrong(f"{what} (byte {offset})", f"the file ends after {len(head)} bytes")
+        raise _Cut(f"{what} (byte {offset})", f"the file ends after {len(head)} bytes")
     return int(struct.unpack_from(form, head, offset)[0])
 
 
@@ -175,6 +199,8 @@ def _text(data: bytes | None) -> str | None:
 
 def shown(name: str) -> str:
     """The name, fit for a message."""
+    if name.isascii() and name.isprintable():
+        return name  # nearly all of them: a scan shows tens of thousands
     text = name.encode(errors="backslashreplace").decode()
     return "".join(c if c.isprintable() else f"\\x{ord(c):02x}" for c in text)
 
@@ -188,25 +214,46 @@ def local_file(name: str) -> str | None:
 
 
 def mentioned_files(name: str) -> tuple[str, ...]:
-    """Every local file that the name may make QEMU open; for a JSON description all its file names."""
-    plain = local_file(name)
-    if plain is not None:
-        return (plain,)
-    if not name.startswith("json:"):
-        return ()
+    """Every local file that the name may make QEMU open, and rather too many than too few: of a JSON description
+    all its words, of a protocol's name (`blkdebug:rules:file`) what follows each colon."""
+    found: list[str] = []
+    todo = [name]
+    while todo and len(found) < _MAX_MENTIONED:
+        word = todo.pop()
+        plain = local_file(word)
+        if plain is not None:
+            found.append(plain)
+        elif word.startswith("json:"):
+            todo.extend(_words(word.removeprefix("json:")))
+        else:
+            todo.append(word.partition(":")[2])
+    return tuple(dict.fromkeys(f for f in found if f))
+
+
+def _words(text: str) -> list[str]:
+    """The strings in a JSON text as QEMU reads it: it takes single quotes too, where Python's parser gives up."""
     try:
-        return tuple(_file_names(json.loads(name.removeprefix("json:"))))
+        return list(_strings(json.loads(text)))
     except (ValueError, RecursionError):
-        return ()  # QEMU cannot read it either
+        return [_unescaped(double or single) for double, single in _QUOTED.findall(text)]
 
 
-def _file_names(tree: Any) -> Iterator[str]:
-    todo = [("", tree)]
+def _strings(tree: Any) -> Iterator[str]:
+    todo = [tree]
     while todo:
-        key, value = todo.pop()
+        value = todo.pop()
         if isinstance(value, dict):
-            todo.extend((str(k), v) for k, v in value.items())
+            todo.extend(value.values())
         elif isinstance(value, list):
-            todo.extend((key, v) for v in value)
-        elif isinstance(value, str) and key.rpartition(".")[2] in {"filename", "file", "backing", "data-file"}:
-            yield from mentioned_files(value) if not value.startswith("json:") else ()
+            todo.extend(value)
+        elif isinstance(value, str):
+            yield value
+
+
+def _unescaped(text: str) -> str:
+    plain = _ESCAPE.sub(lambda found: _one_unescaped(found[1]), text)
+    return plain.encode("utf-16-le", "surrogatepass").decode("utf-16-le", "surrogatepass")  # halves become one again
+
+
+def _one_unescaped(escape: str) -> str:
+    return chr(int(escape[1:], 16)) if len(escape) > 1 else _ESCAPED.get(escape, escape)

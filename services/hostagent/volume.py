@@ -9,6 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
@@ -20,6 +21,7 @@ MAX_FILES = 10_000  # in one image's folder
 _META_NEEDS = 4096  # bytes of disk that rewriting a `.meta` may take
 
 Ref = dict[str, Any]
+Reader = Callable[[str, str], qcow2.Header | None]  # of a file, of an image
 
 
 # -- facts ------------------------------------------------------------------------------------------------
@@ -58,8 +60,10 @@ def facts(volume: chain.Volume) -> dict[str, Any]:
     }
 
 
-def read_image(place: layout.Place, image: str) -> list[chain.Volume]:
-    """Every volume of an image's folder, sorted by id, whatever is wrong with it; NotFound: no such folder."""
+def read_image(place: layout.Place, image: str, header: Reader | None = None) -> list[chain.Volume]:
+    """Every volume of an image's folder, sorted by id, whatever is wrong with it; NotFound: no such folder.
+
+    `header` is what reads a file's header, `read_header` if there is nothing better."""
     folder = place.image(image)
     try:
         if not stat.S_ISDIR(os.lstat(folder).st_mode):
@@ -77,10 +81,12 @@ def read_image(place: layout.Place, image: str) -> list[chain.Volume]:
         except FileNotFoundError:
             continue
         by_inode[(found.st_dev, found.st_ino)] = volume_id
-    return [_read_one(place, image, volume_id, by_inode) for volume_id in ids]
+    return [_read_one(place, image, volume_id, by_inode, header or read_header) for volume_id in ids]
 
 
-def _read_one(place: layout.Place, image: str, volume_id: str, by_inode: dict[tuple[int, int], str]) -> chain.Volume:
+def _read_one(
+    place: layout.Place, image: str, volume_id: str, by_inode: dict[tuple[int, int], str], header: Reader
+) -> chain.Volume:
     """One volume; what cannot be read becomes its trouble."""
     file = place.file(image, volume_id)
     try:
@@ -104,7 +110,7 @@ def _read_one(place: layout.Place, image: str, volume_id: str, by_inode: dict[tu
             # The header of a raw volume is the guest's to write: it is never read as a qcow2 header.
             known["capacity"] = found.st_size
             return chain.Volume(**known)
-        return _with_header(known, place, image, by_inode)
+        return _with_header(known, place, image, by_inode, header(file, image))
     except errors.Problem as problem:
         return chain.Volume(**known, trouble=problem)
     except FileNotFoundError:
@@ -117,10 +123,13 @@ def _read_one(place: layout.Place, image: str, volume_id: str, by_inode: dict[tu
 
 
 def _with_header(
-    known: dict[str, Any], place: layout.Place, image: str, by_inode: dict[tuple[int, int], str]
+    known: dict[str, Any],
+    place: layout.Place,
+    image: str,
+    by_inode: dict[tuple[int, int], str],
+    header: qcow2.Header | None,
 ) -> chain.Volume:
     file = place.file(image, known["id"])
-    header = read_header(file, image)
     if header is None or header.version == 1:
         raise errors.ChainBroken(disk_id=image, reason=f"{file}: its metadata says COW, it is no qcow2 file")
     if header.data_file is not None:
@@ -148,10 +157,10 @@ def _resolve(
     if plain is None:
         raise outside
     target = os.path.join(place.image(image), plain)
-    real, root = os.path.realpath(target), os.path.realpath(place.images)
     try:
         found = os.stat(target)
     except (FileNotFoundError, NotADirectoryError):
+        real, root = os.path.realpath(target), os.path.realpath(place.images)
         if not real.startswith(root + "/"):
             raise outside from None
         reason = f"the backing file {qcow2.shown(name)} of volume {volume_id} is missing"
@@ -163,6 +172,7 @@ def _resolve(
     mine = by_inode.get((found.st_dev, found.st_ino))
     if mine is not None:
         return mine, False
+    real, root = os.path.realpath(target), os.path.realpath(place.images)
     if not real.startswith(root + "/"):
         raise outside
     parts = real[len(root) + 1 :].split("/")
@@ -174,11 +184,7 @@ def _resolve(
 
 def read_header(file: str, disk_id: str) -> qcow2.Header | None:
     """The qcow2 header of a file, None if it has none."""
-    head = files.read(file, qcow2.FIRST_BYTES)
-    want = qcow2.span(head)
-    if want > len(head) == qcow2.FIRST_BYTES:
-        head = files.read(file, min(want, qcow2.HEAD_BYTES))
-    return qcow2.parse(head, file, disk_id)
+    return qcow2.read(lambda limit: files.read(file, limit), file, disk_id)
 
 
 def read_meta(place: layout.Place, image: str, volume_id: str, suffix: str = ".meta") -> layout.Volume:

@@ -79,6 +79,13 @@ class Disk:
         return sorted(os.listdir(self.folder)) if self.folder.exists() else []
 
 
+def dropped(disk: Disk) -> tuple[str, str]:
+    """A chain v1 <- v2 of which v2 is dropped."""
+    v1, v2 = disk.chain("v1", "v2")
+    disk.mark(v2, "illegal")
+    return v1, v2
+
+
 def run(*command: str, cwd: Path | None = None) -> str:
     return subprocess.run(command, cwd=cwd, check=True, capture_output=True, text=True, timeout=60).stdout
 

