@@ -86,7 +86,7 @@ def test_peer_04_a_volume_that_was_merged_while_nobody_watched_leaves_the_databa
     site.until(lambda: not host.world.vms[vm].jobs, "the copy's end")
     site.restart()
     assert site.end_of(removal)["state"] == "done"
-    assert len(host.asked("start_commit")) == 1
+    assert len(host.asked("start_commit")) == 2, "to begin, and to record the end"
     with pytest.raises(errors.NotFound):
         site.call(snapshots.get_snapshot, id=snapshot)
     assert site.agrees(host, vm)
@@ -115,7 +115,7 @@ def test_peer_08_a_copy_of_any_length_is_followed_and_nothing_of_it_deleted(site
     assert set(site.volumes(site.disk_ids(vm)[0])) == before
     host.world.job_rate = FAST
     assert site.end_of(removal)["state"] == "done"
-    assert len(host.asked("start_commit")) == 1
+    assert len(host.asked("start_commit")) == 2, "to begin, and to record the end"
     assert site.agrees(host, vm)
 
 
