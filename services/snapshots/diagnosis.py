@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 from contracts import errors
@@ -53,17 +54,19 @@ class Diagnosis:
 def diagnose(books: Books, facts: DiskFacts | None, unseen: errors.Problem | None = None) -> Diagnosis:
     """Hold the views against each other. `facts` None: nobody could look, for the reason `unseen`."""
     found = _under_way(books, facts, unseen)
-    truth: Chain | None = None
+    truth, seen, back = None, facts, dict[str, str]()
     if facts is not None and not found:
-        truth, trouble = truth_of(facts)
-        found += trouble
-    if facts is not None and truth is not None:
-        found += _on_storage(books, facts, truth)
-        found += _in_database(books, facts, repair.own(books, facts, truth))
+        back = {} if facts.qemu.alive else unrecorded(facts)
+        seen = _put_back(facts, back)
+        truth, trouble = truth_of(seen)
+        found += [*trouble, *(_not_recorded(books, facts, child, top) for child, top in sorted(back.items()))]
+    if seen is not None and truth is not None:
+        found += _on_storage(books, seen, truth)
+        found += _in_database(books, seen, repair.own(books, seen, truth))
     else:
         found += _broken_rows(books)
     blocked = any(one.blocks for one in found)
-    plan = None if blocked or facts is None or truth is None else repair.plan(books, facts, truth)
+    plan = None if blocked or seen is None or truth is None else repair.plan(books, seen, truth, back)
     rows = tuple(side_by_side.rows(books, facts, truth))
     return Diagnosis(rows, tuple(found), plan, _digest(books, rows, found, plan))
 
@@ -101,6 +104,40 @@ def _under_way(books: Books, facts: DiskFacts | None, unseen: errors.Problem | N
             "foreign_job", f"A block job that Drystone did not start runs: {words}.", "Let it end, or end it."
         )
     return []
+
+
+def unrecorded(facts: DiskFacts) -> dict[str, str]:
+    """With no QEMU: volumes whose header names something further down than their metadata do, each with the volume that
+    it stood on, which is still there. Such a merge may not be whole (docs/adr/0013); a start puts it back, too."""
+    volumes = facts.storage.volumes
+    found = {}
+    for child in volumes.values():
+        top, base = child.parent_id, child.backing_id
+        if child.legality != "legal" or top is None or base is None or top == base:
+            continue
+        below = facts.storage.below(top)
+        between = below[below.index(base) + 1 :] if base in below else ()
+        if between and all(volumes[id_].legality == "legal" for id_ in between):
+            found[child.volume_id] = top
+    return found
+
+
+def _put_back(facts: DiskFacts, back: Mapping[str, str]) -> DiskFacts:
+    """The look as it will be once these headers name what they named before."""
+    volumes = {
+        id_: replace(volume, backing_id=back.get(id_, volume.backing_id))
+        for id_, volume in facts.storage.volumes.items()
+    }
+    return replace(facts, storage=replace(facts.storage, volumes=volumes))
+
+
+def _not_recorded(books: Books, facts: DiskFacts, child: str, top: str) -> Difference:
+    base = facts.storage.volumes[child].backing_id
+    message = (
+        f"Volume {child} stands on {base}, its metadata on {top}: a merge that was not recorded, perhaps not whole."
+    )
+    action = f"It may not be whole: the next start puts it back on {top}, and so does {_repair(books)}"
+    return Difference("not_recorded", message, action, child)
 
 
 def truth_of(facts: DiskFacts) -> tuple[Chain | None, list[Difference]]:

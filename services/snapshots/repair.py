@@ -6,6 +6,7 @@ the database follows the storage. A snapshot whose moment is lost is listed, nev
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from services.snapshots.books import Books, Chain, told
@@ -52,8 +53,9 @@ def _of_template(books: Books, facts: DiskFacts, volume_id: str) -> bool:
     return volume is not None and volume.volume_type == "shared" and volume_id not in books.volumes
 
 
-def plan(books: Books, facts: DiskFacts, whole: Chain) -> Plan:
-    """`whole`: the chain to believe, down to its first volume."""
+def plan(books: Books, facts: DiskFacts, whole: Chain, back: Mapping[str, str]) -> Plan:
+    """`whole`: the chain to believe, down to its first volume. `back`: headers that are put back, as `facts` has them
+    already, each with the volume that it names then."""
     storage, known, truth = facts.storage, books.chain(), own(books, facts, whole)
     legal = tuple(id_ for id_ in sorted(storage.volumes) if storage.volumes[id_].legality == "legal")
     unused = tuple(id_ for id_ in legal if id_ not in whole)
@@ -65,7 +67,7 @@ def plan(books: Books, facts: DiskFacts, whole: Chain) -> Plan:
         truth=truth,
         template=whole[: len(whole) - len(truth)],
         unused=unused,
-        records=records or (storage.leaf != whole[-1] and not unused),
+        records=records or bool(back) or (storage.leaf != whole[-1] and not unused),
         rows=known != truth,
         forget=tuple(id_ for id_ in gone if id_ not in storage.volumes),
         drop=drop,
@@ -75,7 +77,7 @@ def plan(books: Books, facts: DiskFacts, whole: Chain) -> Plan:
         adopt=tuple(id_ for id_ in truth if id_ not in books.volumes),
         discard=tuple(id_ for id_ in unused if id_ not in books.volumes),
     )
-    return replace(bare, changes=tuple(_changes(books, bare)))
+    return replace(bare, changes=tuple(_changes(books, bare, back)))
 
 
 def _mixed(books: Books, known: Chain, truth: Chain, volume_id: str) -> bool:
@@ -92,10 +94,11 @@ def _unnamed(books: Books, known: Chain, volume_id: str) -> bool:
     return volume_id not in books.holders and volume_id not in known[:-1]
 
 
-def _changes(books: Books, plan: Plan) -> list[str]:
+def _changes(books: Books, plan: Plan, back: Mapping[str, str]) -> list[str]:
     truth = plan.truth
-    lines = [f"Storage: volume {id_} is marked for deletion; nothing reads it." for id_ in plan.unused]
-    if plan.records:
+    lines = [f"Storage: the header of volume {child} names {top} again." for child, top in sorted(back.items())]
+    lines += [f"Storage: volume {id_} is marked for deletion; nothing reads it." for id_ in plan.unused]
+    if plan.records and not back:
         lines.append("Storage: the metadata of the chain names the parents that the headers name.")
     if plan.rows:
         lines.append(f"Database: the chain becomes {told(truth)}; it was {told(books.chain())}.")

@@ -298,6 +298,8 @@ class World:
         disk_id = ask["disk"]["disk_id"]
         self._check_claim(disk_id, ask["claim"])
         vm = self._with_disk(None, disk_id)
+        if vm is None:
+            self._put_back(disk_id)
         seen = vm.chains[disk_id] if vm else self.storage.chain(disk_id)
         if seen != ask["chain"]:
             raise errors.ChainDiffers(disk_id=disk_id, reason="the chain has changed meanwhile")

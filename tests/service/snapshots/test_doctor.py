@@ -115,6 +115,21 @@ def test_a_foreign_pivot_is_written_down_before_the_vm_starts_from_the_wrong_vol
     assert site.agrees(host, vm)
 
 
+def test_a_foreign_merge_whose_vm_stopped_is_put_back(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    disk = site.disk_ids(vm)[0]
+    oldest, _ = site.taken(vm), site.taken(vm)
+    merge_inside(site, host, vm)
+    site.stop(host, vm)
+    found = diagnose(site, disk)
+    assert codes(found) == ["not_recorded"]
+    assert codes(repair(site, found)["diagnosis"]) == []
+    site.start(host, vm)
+    assert len(site.chain(disk)) == 3
+    assert site.end_of(site.remove(oldest))["state"] == "done"
+    assert site.agrees(host, vm)
+
+
 def test_a_volume_from_elsewhere_is_taken_in_only_when_it_is_named(site: Site, host: FakeAgent) -> None:
     vm = site.vm(host)
     disk = site.disk_ids(vm)[0]

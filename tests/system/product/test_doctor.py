@@ -108,3 +108,19 @@ def test_a_snapshot_by_virsh_is_named_with_the_command_that_merges_it_back(world
     wait.until("all sides to agree", lambda: doctor(world, vm).code == 0, 30)
     assert vm.remove(snapshot)["state"] == "done"
     deaths.assert_whole(vm, snapshots=0)
+
+
+@pytest.mark.chaos
+def test_a_merge_by_virsh_whose_vm_stopped_is_put_back(world: World, writing_vm: VmOf) -> None:
+    vm = writing_vm()
+    _, newest = vm.snapshot("first"), vm.snapshot("second")
+    vm.wait_for_writes(128)
+    base, top = (vm.folder() / volume for volume in volumes(vm)[:2])
+    virsh(world, "blockcommit", vm.id, volume_path(vm), "--base", base, "--top", top, "--wait")
+    vm.power_off()
+    assert codes(doctor(world, vm)) == ["not_recorded"]
+    healed = doctor(world, vm, "--repair", "--yes")
+    assert (healed.code, codes(healed), len(volumes(vm))) == (0, [], 3)
+    deaths.assert_whole(vm, snapshots=2)
+    assert vm.remove(newest)["state"] == "done"
+    deaths.assert_whole(vm, snapshots=1)

@@ -252,6 +252,25 @@ def test_a_repair_on_a_template_names_the_whole_chain_to_the_host() -> None:
     assert (plan.template, plan.truth, plan.unused, plan.adopt) == (("t",), ("v1",), ("v2",), ())
 
 
+def test_without_a_qemu_a_merge_that_was_not_recorded_is_put_back() -> None:
+    rows = [volume("v1", None), volume("v2", "v1"), volume("v3", "v2", backing_id="v1")]
+    found = diagnose(books(), look(volumes=rows, gone=True))
+    assert codes(found) == ["not_recorded"]
+    assert found.plan is not None
+    assert (found.plan.truth, found.plan.storage, found.plan.rows, found.plan.lost) == (CHAIN, True, False, ())
+    assert found.plan.changes == ("Storage: the header of volume v3 names v2 again.",)
+
+
+@pytest.mark.parametrize("illegal", [("v2",), ()])
+def test_one_whose_top_is_marked_or_gone_is_not(illegal: tuple[str, ...]) -> None:
+    rows = [volume("v1", None), volume("v2", "v1"), volume("v3", "v2", backing_id="v1")]
+    without = () if illegal else ("v2",)
+    found = diagnose(books(), look(volumes=rows, gone=True, illegal=illegal, without=without))
+    assert codes(found)[0] == "record_differs"
+    assert found.plan is not None
+    assert found.plan.truth == ("v1", "v3")
+
+
 # -- the digest -------------------------------------------------------------------------------------------
 
 
