@@ -321,10 +321,12 @@ class CancelJob(f.Request):
 
 
 class Pivoted(f.Fact):
-    """How long each part of the guest's standstill took, in milliseconds (0 where it was done before)."""
+    """How long each part of the guest's standstill took, in milliseconds (0 where it was done before). Parts do not
+    overlap, their sum is the standstill: `look_ms` is what asking QEMU's own monitor took."""
 
     suspend_ms = f.number()
     pivot_ms = f.number()
+    look_ms = f.number(load_default=0.0)
     mark_ms = f.number()
     resume_ms = f.number()
 

@@ -19,7 +19,7 @@ from services.hostagent.census import Census
 from services.hostagent.commit import Commit
 from services.hostagent.jobs import Jobs
 from services.hostagent.journal import Journal
-from services.hostagent.locks import Named
+from services.hostagent.locks import Named, Still
 from services.hostagent.look import Eyes
 from services.hostagent.mender import Mender
 from services.hostagent.monitor import Monitors
@@ -50,9 +50,9 @@ class Hypervisor:
         self._journal = journal
         self._eyes = Eyes(place, monitors, self._virt, self._storage, journal)
         self._repair = repair = Repair(place, self._virt, monitors, journal)
-        disks, vms = Named(), Named()
-        parts = Parts(place, self._eyes, self._virt, monitors, self._storage, journal, repair, disks, vms)
-        self._jobs = Jobs(journal, self._eyes, self.server.tell)
+        self._still = still = Still()
+        parts = Parts(place, self._eyes, self._virt, monitors, self._storage, journal, repair, Named(), Named(), still)
+        self._jobs = Jobs(journal, self._eyes, self.server.tell, still)
         self._vms = Vms(parts)
         self._pivot, self._switch = Pivot(parts), Switch(parts)
         self._census = Census(place, self._virt, self._vms)
@@ -112,6 +112,7 @@ class Hypervisor:
 
     def _serve(self, message: dict[str, Any], answer: Callable[[dict[str, Any]], None]) -> None:
         method = message["method"]
+        self._still.give_way()
         waited = time.monotonic() - message["arrived"]
         if waited >= message["seconds"]:
             return  # nobody waits for it any more: nothing stale is run
@@ -145,6 +146,7 @@ class Hypervisor:
         self._lanes["beat"].submit(self._switch.thaw_left_over)
 
     def _vm_news(self, vm_id: str) -> None:
+        self._still.give_way()  # a pause of ours is no news: once it is over the VM is as it was
         try:
             self.server.tell("vm_changed", self._vms.settled_look(vm_id))
             if self._journal.get("pauses", vm_id):

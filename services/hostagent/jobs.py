@@ -16,6 +16,7 @@ from chassis import logs
 from contracts import errors
 from services.hostagent import views
 from services.hostagent.journal import Journal
+from services.hostagent.locks import Still
 from services.hostagent.look import Eyes
 
 EVERY = 1.0  # seconds between two looks at a running job
@@ -26,8 +27,8 @@ _log = logs.get("jobs")
 
 
 class Jobs:
-    def __init__(self, journal: Journal, eyes: Eyes, tell: Tell) -> None:
-        self._journal, self._eyes, self._tell = journal, eyes, tell
+    def __init__(self, journal: Journal, eyes: Eyes, tell: Tell, still: Still) -> None:
+        self._journal, self._eyes, self._tell, self._still = journal, eyes, tell, still
         self._wake = threading.Event()
         self._last: dict[str, dict[str, Any]] = {}
 
@@ -85,6 +86,7 @@ class Jobs:
                 self._wake.wait(EVERY)
 
     def _look(self, disk_id: str, job: dict[str, Any]) -> None:
+        self._still.give_way()
         try:
             qemu = self._eyes.qemu(job["vm_id"], job["disk"])
         except Exception:

@@ -1,4 +1,5 @@
-"""Who works on what: a lock per disk and per VM, and the gate that a repair of libvirtd closes. Plain threads.
+"""Who works on what: a lock per disk and per VM, and the gate that a repair of libvirtd closes; and who gives way to a
+guest that stands still. Plain threads.
 
 Order: disk, then VM, then gate. Every wait has an end.
 """
@@ -80,3 +81,38 @@ class Gate:
     def _open(self) -> None:
         self._alone = False
         self._condition.notify_all()
+
+
+class Still:
+    """Guests that stand still for a pivot. What else this process has to do waits that moment: a look at another VM
+    takes libvirtd, QEMU's monitor and the processor from the pause, and lengthens it.
+
+    No lock: nobody is kept out for longer than `patience` seconds, neither by one pause nor by many in a row.
+    """
+
+    def __init__(self, patience: float = 1.0) -> None:
+        self._patience = patience
+        self._condition = threading.Condition()
+        self._pauses: list[float] = []  # when each began
+
+    @contextlib.contextmanager
+    def stand(self) -> Iterator[None]:
+        began = time.monotonic()
+        with self._condition:
+            self._pauses.append(began)
+        try:
+            yield
+        finally:
+            with self._condition:
+                self._pauses.remove(began)
+                self._condition.notify_all()
+
+    def give_way(self) -> None:
+        """Wait until no guest stands still, but not for one that has for long."""
+        limit = time.monotonic() + self._patience
+        with self._condition:
+            while (left := min(limit, self._end()) - time.monotonic()) > 0:
+                self._condition.wait(left)
+
+    def _end(self) -> float:
+        return max(self._pauses, default=float("-inf")) + self._patience

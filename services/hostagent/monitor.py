@@ -8,9 +8,10 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import itertools
 import logging
 import threading
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Iterator, Sequence
 from concurrent.futures import TimeoutError as Overdue
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,10 +19,16 @@ from typing import Any, TypeVar
 
 from qemu.qmp import ExecuteError, QMPClient
 from qemu.qmp.error import QMPError
+from qemu.qmp.events import EventListener
 
 from services.hostagent import blockgraph
 
 T = TypeVar("T")
+Question = tuple[str, dict[str, Any] | None]  # a command and its arguments
+
+_STATUS: Question = ("query-status", None)
+_GRAPH: Question = ("x-debug-query-block-graph", None)
+_NAMED: Question = ("query-named-block-nodes", {"flat": True})
 _GRACE = 1.0  # seconds on top of a call's deadline in which the loop's thread must hand over the outcome
 
 
@@ -58,6 +65,10 @@ class Monitors:
         """Raises Mute."""
         return self._wait(self._view(vm_id), seconds)
 
+    def glance(self, vm_id: str, seconds: float = 5.0) -> View:
+        """The run state and the chains alone, without any job: for a guest that stands still. Raises Mute."""
+        return self._wait(self._glance(vm_id), seconds)
+
     def status(self, vm_id: str, seconds: float = 5.0) -> str:
         """The run state alone: one question, for heartbeats. Raises Mute."""
         return str(self._wait(self._ask(vm_id, "query-status"), seconds)["status"])
@@ -65,6 +76,17 @@ class Monitors:
     def ask(self, vm_id: str, command: str, arguments: dict[str, Any] | None = None, seconds: float = 5.0) -> Any:
         """One command. Raises Mute, Refused."""
         return self._wait(self._ask(vm_id, command, arguments), seconds)
+
+    @contextlib.contextmanager
+    def bell(self, vm_id: str, event: str, seconds: float = 5.0) -> Iterator[threading.Event]:
+        """Set whenever QEMU tells this event: a reason to look, nothing more (a broken connection rings no bell).
+        Raises Mute."""
+        listener = _Bell(event)
+        client = self._wait(self._listen(vm_id, listener), seconds)
+        try:
+            yield listener.rung
+        finally:
+            self._loop.call_soon_threadsafe(client.remove_listener, listener)
 
     def forget(self, vm_id: str) -> None:
         """Drop the connection of a VM that is gone."""
@@ -79,21 +101,33 @@ class Monitors:
             raise Mute(f"no answer within {seconds:g} s") from None
 
     async def _view(self, vm_id: str) -> View:
-        status = await self._ask(vm_id, "query-status")
         # The graph comes first and last: an answer is only given when nothing moved between the questions.
         for _ in range(20):
-            graph = await self._ask(vm_id, "x-debug-query-block-graph")
-            named = await self._ask(vm_id, "query-named-block-nodes", {"flat": True})
-            block_jobs = await self._ask(vm_id, "query-block-jobs")
-            jobs = await self._ask(vm_id, "query-jobs")
-            if _names(await self._ask(vm_id, "x-debug-query-block-graph")) == _names(graph):
+            status, graph, named, block_jobs, jobs, after = await self._ask_all(
+                vm_id, [_STATUS, _GRAPH, _NAMED, ("query-block-jobs", None), ("query-jobs", None), _GRAPH]
+            )
+            if _names(after) == _names(graph):
                 break
         return View(bool(status["running"]), status["status"], blockgraph.read(graph, named, block_jobs, jobs))
 
+    async def _glance(self, vm_id: str) -> View:
+        status, graph, named = await self._ask_all(vm_id, [_STATUS, _GRAPH, _NAMED])
+        return View(bool(status["running"]), status["status"], blockgraph.read(graph, named, (), ()))
+
     async def _ask(self, vm_id: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
+        return (await self._ask_all(vm_id, [(command, arguments)]))[0]
+
+    async def _ask_all(self, vm_id: str, questions: Sequence[Question]) -> list[Any]:
+        """Questions that go together are written at once, and QEMU answers them in their order: between two of them
+        it need not wait for us, nor a guest that stands still."""
         async with self._turns.setdefault(vm_id, asyncio.Lock()):
             try:
-                return await (await self._client(vm_id)).execute(command, arguments)
+                client = await self._client(vm_id)
+                told = await asyncio.gather(*itertools.starmap(client.execute, questions), return_exceptions=True)
+                for one in told:
+                    if isinstance(one, BaseException):
+                        raise one
+                return told
             except ExecuteError as problem:
                 raise Refused(str(problem)) from None
             except (QMPError, OSError, asyncio.CancelledError, EOFError) as problem:
@@ -103,10 +137,20 @@ class Monitors:
                     raise
                 raise Mute(str(problem) or type(problem).__name__) from None
 
+    async def _listen(self, vm_id: str, listener: EventListener) -> QMPClient:
+        async with self._turns.setdefault(vm_id, asyncio.Lock()):
+            try:
+                client = await self._client(vm_id)
+            except (QMPError, OSError, EOFError) as problem:
+                raise Mute(str(problem) or type(problem).__name__) from None
+            client.register_listener(listener)
+            return client
+
     async def _client(self, vm_id: str) -> QMPClient:
         client = self._clients.get(vm_id)
         if client is None:
             client = QMPClient(vm_id)
+            client.events.event_filter = lambda _: False  # or it keeps every event until somebody takes it
             await client.connect(str(self.path(vm_id)))
             self._clients[vm_id] = client
         return client
@@ -116,6 +160,16 @@ class Monitors:
         if client is not None:
             with contextlib.suppress(Exception):  # it is broken already; only its socket matters
                 await asyncio.wait_for(client.disconnect(), 1.0)
+
+
+class _Bell(EventListener):
+    def __init__(self, event: str) -> None:
+        super().__init__(event)
+        self.rung = threading.Event()
+
+    async def put(self, event: Any) -> None:
+        if event["event"] in self.names:
+            self.rung.set()
 
 
 def _names(graph: Any) -> Any:

@@ -7,6 +7,9 @@ Nothing is marked before QEMU writes to base: at READY base lags behind. While t
 read the same, so a crash before the mark starts from top and one after it from base. The guest is never resumed while
 the outcome is unknown or the mark is missing. `_drive` looks and does the one thing that comes next, so an ask, a
 repeated ask and an agent that comes back to its own pause all run the same lines.
+
+The pause is short: QEMU has switched well before libvirt answers (it tidies its job and its files first), so the look
+and the mark are made in that time; only what decides is asked, everything else waits until the guest runs (`Still`).
 """
 
 from __future__ import annotations
@@ -14,6 +17,8 @@ from __future__ import annotations
 import contextlib
 import threading
 import time
+from collections.abc import Iterator
+from concurrent.futures import Future
 from typing import Any
 
 import libvirt
@@ -21,12 +26,11 @@ import libvirt
 from chassis import crash, logs
 from contracts import errors
 from services.hostagent import commit, monitor, process, views
-from services.hostagent.virt import NoDomain
+from services.hostagent.times import SETTLE, Times
+from services.hostagent.virt import Beside, NoDomain
 from services.hostagent.work import Parts, Request
 
 DRIVE_SECONDS = 45.0  # of one ask; the pause stays journalled and is driven on in the background after that
-STUCK_SECONDS = 3.0  # that a job may be neither ready nor over
-SETTLE = 0.02  # seconds between looks while QEMU is between two states
 AGAIN = 0.2  # seconds after something did not work
 KEEP_EVERY = 2.0  # seconds between attempts in the background
 AWAY_SECONDS = 10.0  # that the guest stands still for a libvirtd that is away, before its job is cancelled without it
@@ -63,7 +67,7 @@ class Pivot:
             qemu, libvirt_ = self._parts.sure(request)
             if qemu.leaf == request["base_id"]:
                 self._parts.storage.mark(disk["domain"], disk["disk_id"], request["top_id"], "illegal", _heir(request))
-                return _Times().facts()
+                return Times().facts()
             self._refuse(request, qemu, libvirt_)
             # space and time are spent now, not while the guest stands still
             self._parts.storage.prepare_mark(
@@ -114,9 +118,15 @@ class Pivot:
 
     # -- the drive --
 
-    def _drive(self, vm_id: str, seconds: float) -> _Times:
+    def _drive(self, vm_id: str, seconds: float) -> Times:
         """Until the pause is over. Raises VmUnsure when time runs out (the pause stays), VmStopped, PivotFailed."""
-        limit, times, last = time.monotonic() + seconds, _Times(), "QEMU does not answer"
+        times = Times()
+        with self._parts.still.stand():
+            self._drive_on(vm_id, seconds, times)
+        return times
+
+    def _drive_on(self, vm_id: str, seconds: float, times: Times) -> None:
+        limit, last = time.monotonic() + seconds, "QEMU does not answer"
         patience = time.monotonic() + AWAY_SECONDS
         while pause := self._parts.journal.get("pauses", vm_id):
             try:
@@ -130,93 +140,138 @@ class Pivot:
                     self._cancel_without_libvirt(pause)
             if time.monotonic() > limit:
                 raise errors.VmUnsure(vm_id=vm_id, reason=f"the pivot's pause is not over yet: {last}")
-        return times
 
-    def _next(self, pause: Pause, times: _Times) -> None:
+    def _next(self, pause: Pause, times: Times) -> None:
         """Look, and do what comes next."""
         vm_id = pause["vm_id"]
         if process.started(pause["pid"]) != pause["started"]:
             self._forget(pause)
             raise errors.VmStopped(vm_id=vm_id, action="it was paused for a pivot")
+        qemu = self._parts.eyes.glance(vm_id, pause["disk"])
+        if qemu.leaf == pause["base_id"]:
+            self._mark(pause, times)
+            self._go_on(pause, qemu, times)
+            return
         qemu = self._parts.eyes.qemu(vm_id, pause["disk"])
         if qemu.state in ("unreachable", "absent"):
             time.sleep(SETTLE)
             raise _NotYet("QEMU's monitor does not answer")
-        if qemu.leaf == pause["base_id"]:
-            self._finish(pause, qemu, times)
-        elif qemu.leaf != pause["top_id"]:
+        if qemu.leaf != pause["top_id"]:
             time.sleep(AGAIN)
             raise _NotYet(f"QEMU writes to {qemu.leaf}, which is neither end of the merge")
-        elif qemu.job is None:
-            self._back_on_top(pause, "the job ended without a pivot", failed=True)
+        if qemu.job is None:
+            self._back_on_top(pause, times, "the job ended without a pivot", failed=True)
         elif pause["tries"] >= self._parts.place.pivot_tries or times.stuck():
             commit.abort(self._parts, vm_id, pause["disk"], (pause["base_id"], pause["top_id"], None))
-            self._back_on_top(pause, pause["reason"] or f"its job was {qemu.job.status}", failed=False)
+            self._back_on_top(pause, times, pause["reason"] or f"its job was {qemu.job.status}", failed=False)
         elif qemu.job.status != "ready":
             times.wait()  # it is just being completed or cancelled, or somebody paused it
             raise _NotYet(f"job {qemu.job.id} is {qemu.job.status}")
         else:
             self._try(pause, qemu, times)
 
-    def _try(self, pause: Pause, qemu: views.Qemu, times: _Times) -> None:
-        """Suspend and ask for the pivot; what came of it is for the next look."""
+    def _try(self, pause: Pause, qemu: views.Qemu, times: Times) -> None:
+        """Suspend and ask for the pivot; what came of it is for the next look, where it is not seen at once."""
         vm_id = pause["vm_id"]
-        if qemu.state == "running":
-            if pause["theirs"]:  # whoever had paused it has let it go: from now on the pause is ours to end
-                self._parts.journal.put("pauses", vm_id, {**pause, "theirs": False})
-            with times.part("suspend_ms"):
-                self._libvirt(pause, "suspend", lambda domain: domain.suspend())
-                if self._status(vm_id) == "running":
-                    raise _NotYet("the guest runs on after a suspend")
-            crash.point("pivot.after_suspend")
-        target, flag = pause["target"], libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
-        try:
-            with times.part("pivot_ms"):
-                self._libvirt(
-                    pause, "blockJobAbort", lambda domain: domain.blockJobAbort(target, flag), "pivot.after_ask"
-                )
-        except errors.HypervisorRefused as fault:
-            tries = pause["tries"] + 1
-            _log.warning("QEMU refused a pivot", vm_id=vm_id, tries=tries, reason=fault.fields["reason"])
-            self._parts.journal.put("pauses", vm_id, {**pause, "tries": tries, "reason": fault.fields["reason"]})
-            time.sleep(SETTLE)
+        with self._bell(vm_id) as switched:
+            if qemu.state == "running":
+                if pause["theirs"]:  # whoever had paused it has let it go: from now on the pause is ours to end
+                    pause = {**pause, "theirs": False}
+                    self._parts.journal.put("pauses", vm_id, pause)
+                with times.part("suspend_ms"):
+                    self._libvirt(pause, "suspend", lambda domain: domain.suspend())
+                    if self._status(vm_id) == "running":
+                        raise _NotYet("the guest runs on after a suspend")
+                crash.point("pivot.after_suspend")
+            try:
+                marked = self._ask(pause, switched, times)
+            except errors.HypervisorRefused as fault:
+                tries = pause["tries"] + 1
+                _log.warning("QEMU refused a pivot", vm_id=vm_id, tries=tries, reason=fault.fields["reason"])
+                self._parts.journal.put("pauses", vm_id, {**pause, "tries": tries, "reason": fault.fields["reason"]})
+                time.sleep(SETTLE)
+                return
+        if marked is not None:
+            self._go_on(pause, marked, times)
 
-    def _finish(self, pause: Pause, qemu: views.Qemu, times: _Times) -> None:
-        """QEMU writes to base: mark, resume, forget."""
+    @contextlib.contextmanager
+    def _bell(self, vm_id: str) -> Iterator[threading.Event]:
+        with contextlib.ExitStack() as stack:
+            try:
+                switched = stack.enter_context(self._parts.monitors.bell(vm_id, "BLOCK_JOB_COMPLETED"))
+            except monitor.Mute:
+                time.sleep(SETTLE)
+                raise _NotYet("QEMU's monitor does not answer") from None
+            yield switched
+
+    def _ask(self, pause: Pause, switched: threading.Event, times: Times) -> views.Qemu | None:
+        """Ask for the pivot, and mark as soon as QEMU's own monitor shows base. Answers that look, once the mark is
+        durable and libvirt has answered too."""
+        target, flag = pause["target"], libvirt.VIR_DOMAIN_BLOCK_JOB_ABORT_PIVOT
+        marked: list[views.Qemu] = []
+
+        def beside(call: Future[Any]) -> None:
+            call.add_done_callback(lambda _: switched.set())
+            limit = time.monotonic() + ASK_SECONDS
+            while not (marked or call.done()) and switched.wait(max(0.0, limit - time.monotonic())):
+                switched.clear()
+                marked.extend(self._mark_if_switched(pause, times))
+
+        with times.part("pivot_ms"):
+            self._libvirt(
+                pause, "blockJobAbort", lambda domain: domain.blockJobAbort(target, flag), "pivot.after_ask", beside
+            )
+        return marked[0] if marked else None
+
+    def _mark_if_switched(self, pause: Pause, times: Times) -> list[views.Qemu]:
+        """Raises nothing: what does not come about here is for the next look."""
+        try:
+            with times.part("look_ms"):
+                qemu = self._parts.eyes.glance(pause["vm_id"], pause["disk"])
+            if qemu.leaf == pause["base_id"]:
+                self._mark(pause, times)
+                return [qemu]
+        except Exception as fault:
+            _log.warning("no mark beside the ask for a pivot", vm_id=pause["vm_id"], reason=str(fault))
+        return []
+
+    def _mark(self, pause: Pause, times: Times) -> None:
+        """QEMU writes to base: no start may take top from now on."""
         crash.point("pivot.after_pivot")
         disk = pause["disk"]
         with times.part("mark_ms"):
             self._parts.storage.mark(disk["domain"], disk["disk_id"], pause["top_id"], "illegal", _heir(pause))
         crash.point("pivot.after_mark")
+
+    def _go_on(self, pause: Pause, qemu: views.Qemu, times: Times) -> None:
+        """The mark is durable: resume, forget."""
         if qemu.state != "running" and not pause["theirs"]:
-            with times.part("resume_ms"):
-                self._resume(pause)
+            self._resume(pause, times)
+        times.over()
         crash.point("pivot.after_resume")
         self._forget(pause)
-        _log.info("the guest writes to base", vm_id=pause["vm_id"], disk_id=disk["disk_id"], **times.facts())
+        disk_id = pause["disk"]["disk_id"]
+        _log.info("the guest writes to base", vm_id=pause["vm_id"], disk_id=disk_id, **times.facts())
 
-    def _back_on_top(self, pause: Pause, reason: str, *, failed: bool) -> None:
+    def _back_on_top(self, pause: Pause, times: Times, reason: str, *, failed: bool) -> None:
         """QEMU has no job that could still pivot, and writes to top: nothing is marked, the guest goes on there."""
         if self._status(pause["vm_id"]) != "running" and not pause["theirs"]:
-            self._resume(pause)
+            self._resume(pause, times)
         self._forget(pause)
         disk_id = pause["disk"]["disk_id"]
         if failed:
             raise errors.JobFailed(disk_id=disk_id, reason=reason)
         raise errors.PivotFailed(disk_id=disk_id, tries=pause["tries"], reason=reason)
 
-    def _resume(self, pause: Pause) -> None:
+    def _resume(self, pause: Pause, times: Times) -> None:
         """By libvirt, repaired first where it lost the VM. Where it stays away the guest is not kept standing: the
         outcome is known and the mark is durable (or nothing was to be marked), so QEMU may go on by our own monitor.
         (Not once a VM has a lease that libvirt's lock manager takes at resume: then only libvirt may.)"""
         vm_id = pause["vm_id"]
         try:
-            if not self._parts.virt.wait(LIBVIRT_SECONDS):
-                raise self._parts.virt.away(self._parts.virt.fault)
-            try:
-                self._libvirt(pause, "resume", lambda domain: domain.resume())
-            except _NotYet:  # libvirt had lost the VM and has it again
-                self._libvirt(pause, "resume", lambda domain: domain.resume())
+            with times.part("resume_ms"):
+                self._resume_by_libvirt(pause)
+            times.over()
         except (errors.HypervisorAway, errors.HypervisorRefused, errors.VmUnsure, _NotYet) as fault:
             _log.warning("libvirt does not resume the guest; QEMU is asked", vm_id=vm_id, reason=str(fault))
         if self._status(vm_id) in ("paused", "io-error"):
@@ -224,11 +279,19 @@ class Pivot:
         if self._status(vm_id) == "paused":
             raise _NotYet("the guest stands still after a resume")
 
-    def _libvirt(self, pause: Pause, what: str, call: Any, point: str = "") -> None:
+    def _resume_by_libvirt(self, pause: Pause) -> None:
+        if not self._parts.virt.wait(LIBVIRT_SECONDS):
+            raise self._parts.virt.away(self._parts.virt.fault)
+        try:
+            self._libvirt(pause, "resume", lambda domain: domain.resume())
+        except _NotYet:  # libvirt had lost the VM and has it again
+            self._libvirt(pause, "resume", lambda domain: domain.resume())
+
+    def _libvirt(self, pause: Pause, what: str, call: Any, point: str = "", beside: Beside | None = None) -> None:
         """One ask of libvirt; a VM that it lost is given back to it first."""
         vm_id = pause["vm_id"]
         try:
-            self._parts.virt.ask(vm_id, what, call, ASK_SECONDS, point)
+            self._parts.virt.ask(vm_id, what, call, ASK_SECONDS, point=point, beside=beside)
         except NoDomain:
             if process.started(pause["pid"]) == pause["started"]:
                 self._give_back(pause)
@@ -285,40 +348,6 @@ class Pivot:
             _log.warning("a pause of ours", vm_id=vm_id, outcome=str(problem))
         except Exception:
             _log.exception("a pause of ours could not be finished yet", vm_id=vm_id)
-
-
-class _Times:
-    """How long each part took in all, in milliseconds."""
-
-    def __init__(self) -> None:
-        self._parts = {"suspend_ms": 0.0, "pivot_ms": 0.0, "mark_ms": 0.0, "resume_ms": 0.0}
-        self._waiting = 0.0
-
-    def part(self, name: str) -> _Watch:
-        return _Watch(self._parts, name)
-
-    def wait(self) -> None:
-        """Before the next look at a job that is between two states."""
-        self._waiting = self._waiting or time.monotonic()
-        time.sleep(SETTLE)
-
-    def stuck(self) -> bool:
-        """Whether the job has been between two states for too long for a guest that stands still."""
-        return self._waiting > 0 and time.monotonic() - self._waiting > STUCK_SECONDS
-
-    def facts(self) -> dict[str, float]:
-        return {name: round(value, 2) for name, value in self._parts.items()}
-
-
-class _Watch:
-    def __init__(self, parts: dict[str, float], name: str) -> None:
-        self._parts, self._name = parts, name
-
-    def __enter__(self) -> None:
-        self._began = time.perf_counter()
-
-    def __exit__(self, *_: object) -> None:
-        self._parts[self._name] += (time.perf_counter() - self._began) * 1000
 
 
 def _pause(request: Request, qemu: views.Qemu, libvirt_: views.Libvirt) -> Pause:

@@ -21,6 +21,7 @@ from services.hostagent import locks, pools
 from services.hostagent.place import Place
 
 T = TypeVar("T")
+Beside = Callable[[Future[Any]], None]
 BACKOFF = (0.05, 0.1, 0.2, 0.5, 1.0, 2.0, 5.0)
 KEEPALIVE = (10, 6)  # every 10 s, six may be missed: a libvirtd that hangs frees our threads after a minute
 
@@ -83,23 +84,38 @@ class Virt:
         limit = self._place.look_seconds if seconds is None else seconds
         return self._guard(what, lambda: self._looks.run(what, limit, self._with_domain, vm_id, call))
 
-    def ask(self, vm_id: str, what: str, call: Callable[[Any], T], seconds: float | None = None, point: str = "") -> T:
+    def ask(
+        self,
+        vm_id: str,
+        what: str,
+        call: Callable[[Any], T],
+        seconds: float | None = None,
+        *,
+        point: str = "",
+        beside: Beside | None = None,
+    ) -> T:
         """As `look`, in the pool of asks. After HypervisorAway the outcome is unknown. `point` names the crash point
-        at which the ask is on its way and its answer is not there."""
+        at which the ask is on its way and its answer is not there; `beside` is run from then on, in the caller's
+        thread; it must raise nothing and end soon after the future is done."""
         limit = self._place.ask_seconds if seconds is None else seconds
-        return self._ask(vm_id, what, limit, point, lambda: self._with_domain(vm_id, call))
+        return self._ask(vm_id, what, limit, lambda: self._with_domain(vm_id, call), point=point, beside=beside)
 
-    def _ask(self, vm_id: str, what: str, seconds: float, point: str, call: Callable[[], T]) -> T:
+    def _ask(
+        self, vm_id: str, what: str, seconds: float, call: Callable[[], T], *, point: str, beside: Beside | None = None
+    ) -> T:
         def run() -> T:
             with self.gate.together(seconds):
                 self._refuse_beside_hung(vm_id, what)
+                limit = time.monotonic() + seconds
                 future = self._asks.start(what, call)
                 crash.point(point)
+                if beside is not None:
+                    beside(future)
                 try:
-                    return pools.result(future, what, seconds)
-                except pools.TooSlow:
+                    return pools.result(future, what, max(0.0, limit - time.monotonic()))
+                except pools.TooSlow as slow:
                     self._hung.setdefault(vm_id, []).append(future)
-                    raise
+                    raise pools.TooSlow(what, seconds, slow.begun) from None
 
         return self._guard(what, run)
 
@@ -123,7 +139,7 @@ class Virt:
     def launch(self, vm_id: str, xml: str) -> None:
         """Create a transient domain."""
         seconds = self._place.ask_seconds
-        self._ask(vm_id, "createXML", seconds, "start.after_ask", lambda: self._open_one().createXML(xml, 0))
+        self._ask(vm_id, "createXML", seconds, lambda: self._open_one().createXML(xml, 0), point="start.after_ask")
 
     def _with_domain(self, vm_id: str, call: Callable[[Any], T]) -> T:
         return call(self._open_one().lookupByUUIDString(vm_id))

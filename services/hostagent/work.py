@@ -10,7 +10,7 @@ from typing import Any
 from contracts import errors
 from services.hostagent import claims, views
 from services.hostagent.journal import Journal
-from services.hostagent.locks import Named
+from services.hostagent.locks import Named, Still
 from services.hostagent.look import Eyes
 from services.hostagent.monitor import Monitors
 from services.hostagent.place import Place
@@ -34,6 +34,7 @@ class Parts:
     repair: Repair
     disks: Named
     vms: Named
+    still: Still
 
     @contextlib.contextmanager
     def turn(self, request: Request, *, fenced: bool = True) -> Iterator[None]:

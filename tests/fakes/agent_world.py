@@ -260,7 +260,7 @@ class World:
             self._drop(disk_id, ask)
             self.storage.volume(disk_id, ask["base_id"]).volume_type = "leaf"
             self.news.append(("job", ask["vm_id"], disk_id, "completed", job.end, job.end))
-        return {"suspend_ms": 1.0, "pivot_ms": 2.0, "mark_ms": 5.0, "resume_ms": 1.0}
+        return {"suspend_ms": 1.0, "pivot_ms": 2.0, "look_ms": 1.0, "mark_ms": 5.0, "resume_ms": 1.0}
 
     def record_merge(self, ask: Facts) -> Facts:
         disk_id = ask["disk"]["disk_id"]

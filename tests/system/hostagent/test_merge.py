@@ -122,7 +122,8 @@ def test_everything_may_be_asked_twice(agent: Agent, vm: Vm) -> None:
     first = agent.ask("pivot", request)
     again = agent.ask("pivot", request)
     assert first["pivot_ms"] > 0
-    assert again == {"suspend_ms": 0, "pivot_ms": 0, "mark_ms": 0, "resume_ms": 0}
+    assert first["look_ms"] > 0
+    assert again == dict.fromkeys(first, 0)
     agent.ask("start_commit", {**request, "bandwidth": 0})
     assert vm.look()["qemu"]["job"] is None
     vm.finish(request)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from contracts import errors
-from services.hostagent import commit, ipc, locks, place, pools, process
+from services.hostagent import commit, ipc, locks, place, pools, process, times
 
 VM = "aaaaaaaa-0000-4000-8000-000000000001"
 
@@ -37,6 +37,57 @@ def test_a_repair_waits_for_asks_and_keeps_new_ones_out() -> None:
         pass
     with gate.together(0.01):
         pass
+
+
+def test_others_give_way_to_a_guest_that_stands_still_but_not_for_long() -> None:
+    still, passed = locks.Still(patience=60.0), threading.Event()
+    still.give_way()
+    with still.stand():
+        waiter = threading.Thread(target=lambda: (still.give_way(), passed.set()))
+        waiter.start()
+        assert not passed.wait(0.2)
+    assert passed.wait(30)
+    waiter.join()
+    short = locks.Still(patience=0.05)
+    with short.stand():
+        short.give_way()
+
+
+def test_pauses_in_a_row_keep_nobody_out_for_longer_than_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(locks.time, "monotonic", lambda: now[0])
+    still, waits = locks.Still(patience=1.0), []
+
+    def wait(seconds: float) -> None:  # the next guest stands still before the last one runs
+        waits.append(seconds)
+        now[0] += 0.6
+        still._pauses[:] = [now[0]]
+
+    with still.stand():
+        monkeypatch.setattr(still._condition, "wait", wait)
+        still._pauses[:] = [100.0]
+        still.give_way()
+        still._pauses[:] = [100.0]
+    assert waits == [1.0, pytest.approx(0.4)]
+
+
+def test_the_parts_of_a_pause_do_not_overlap(monkeypatch: pytest.MonkeyPatch) -> None:
+    ticks = iter(range(100))
+    monkeypatch.setattr(times.time, "perf_counter", lambda: next(ticks) / 1000)
+    pause = times.Times()
+    with pause.part("suspend_ms"):  # 0 to 1
+        pass  # looking until 2
+    with pause.part("pivot_ms"):  # 2 to 3, and 6 to 7
+        with pause.part("look_ms"):  # 3 to 4
+            pass
+        with pause.part("mark_ms"):  # 5 to 6
+            pass
+    with pause.part("resume_ms"):  # 8 to 9
+        pass
+    pause.over()
+    facts = pause.facts()
+    assert sum(facts.values()) == 10
+    assert (facts["mark_ms"], facts["resume_ms"]) == (1, 1)
 
 
 def test_a_call_that_hangs_costs_its_caller_the_deadline_only() -> None:
