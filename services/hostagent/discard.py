@@ -3,6 +3,10 @@
 Safety rule 1, in this order: the image's lock; a scan of the whole domain; QEMU's exclusive image lock, kept until
 the file is gone; rename to `_remove_me_...`; sync; unlink; sync. The data file goes first and `.meta` last, so that
 after a crash at any point the mark is still there and a repetition goes on.
+
+A new volume of an undone snapshot still counts when it comes here. It is marked between the rename of its data file and
+all the rest: marked before, an old ask could still switch a QEMU to a dropped volume. A crash right between leaves a
+chain that nothing starts from until the deletion is repeated.
 """
 
 from __future__ import annotations
@@ -15,7 +19,7 @@ from typing import Any
 
 from chassis import crash
 from contracts import errors
-from services.hostagent import domain, files, layout, qcow2, scan, volume
+from services.hostagent import chain, domain, files, layout, qcow2, scan, volume
 
 _PARTS = ("", ".lease", ".meta")
 _NAMED = 5  # of those who refer, this many are told
@@ -23,10 +27,13 @@ _NAMED = 5  # of those who refer, this many are told
 Ref = dict[str, Any]
 
 
-def discard(domain: Ref, image: str, volume: str, below: Sequence[str] = ()) -> None:
+def discard(domain: Ref, image: str, volume: str, below: Sequence[str] = (), stands_on: str | None = None) -> None:
     """Delete a volume that is marked illegal, or one whose making was never finished, and after it those `below` in
     this order; a dropped range refers to itself only from the top down. Gone already: done. One that may not go
-    keeps all of them."""
+    keeps all of them.
+
+    `stands_on`: the volume that a living QEMU writes to. Then `volume` may be a new one on top of it, to which no QEMU
+    ever switched: the leaf by its marks, and empty. It is seen to be so, and loses its place, under QEMU's lock."""
     place = _opened(domain)
     doomed = [volume, *below]
     with (
@@ -36,7 +43,7 @@ def discard(domain: Ref, image: str, volume: str, below: Sequence[str] = ()) -> 
         if not os.path.lexists(place.image(image)):
             return
         _refuse_no_folder(place.image(image), image)
-        there = [one for one in doomed if _is_there(place, image, one)]
+        there = [one for one in doomed if _is_there(place, image, one, stands_on)]
         if there:
             _refuse_any_used(place, image, there)
             crash.point("volume.discard.after_scan")
@@ -56,19 +63,36 @@ def _refuse_no_folder(folder: str, image: str) -> None:
         raise errors.ChainBroken(disk_id=image, reason=f"{folder} is not a directory")
 
 
-def _is_there(place: layout.Place, image: str, volume_id: str) -> bool:
+def _is_there(place: layout.Place, image: str, volume_id: str, stands_on: str | None) -> bool:
     """Whether there is something to delete; refuses what nobody dropped."""
     file = place.file(image, volume_id)
     if os.path.lexists(file + ".meta"):
-        if volume.read_meta(place, image, volume_id).legality == "legal":
-            by = "its own chain: it was not marked illegal"
-            raise errors.VolumeInUse(volume_id=volume_id, by=by)
+        if volume.read_meta(place, image, volume_id).legality == "legal" and not _begun(place, image, volume_id):
+            _refuse_chained(place, image, volume_id, stands_on)
         return True
     if os.path.lexists(file + ".meta" + layout.NEW):
         return True  # the intent of a creation that never ended
     if any(os.path.lexists(file + part) for part in _PARTS):
         raise errors.VolumeInUse(volume_id=volume_id, by="whoever made it: it has no metadata of ours")
     return False
+
+
+def _begun(place: layout.Place, image: str, volume_id: str) -> bool:
+    """Whether its data file lost its name under QEMU's lock, and who did that died before the mark."""
+    file = place.file(image, volume_id)
+    return not os.path.lexists(file) and os.path.lexists(f"{place.image(image)}/{layout.REMOVED}{volume_id}")
+
+
+def _refuse_chained(place: layout.Place, image: str, volume_id: str, stands_on: str | None) -> None:
+    """Raises VolumeInUse for a volume that counts, unless it is the leaf right above what QEMU writes to."""
+    volumes = volume.read_image(place, image)
+    one = {v.id: v for v in volumes}[volume_id]
+    if (
+        stands_on is None
+        or not one.parent == one.backing == stands_on
+        or chain.find_leaf(image, volumes).leaf != volume_id
+    ):
+        raise errors.VolumeInUse(volume_id=volume_id, by="its own chain: it was not marked illegal")
 
 
 def _refuse_any_used(place: layout.Place, image: str, doomed: Sequence[str]) -> None:
@@ -85,20 +109,53 @@ def _refuse_used(volume_id: str, by: list[str]) -> None:
 
 
 def _remove(place: layout.Place, image: str, volume_id: str) -> None:
-    """Under QEMU's lock: rename the three files, then unlink them."""
+    """Under QEMU's lock: rename the three files, then unlink them. One that still counts is marked between, when no
+    QEMU can open it by its name any more: an old snapshot call that comes through now fails, and harms nothing."""
     folder = place.image(image)
     with contextlib.ExitStack() as held:
         _hold(held, f"{folder}/{volume_id}", volume_id)
         _hold(held, f"{folder}/{volume_id}{layout.NEW}", volume_id)
+        _refuse_written(place, image, volume_id)
         for part in _PARTS:
             with contextlib.suppress(FileNotFoundError):
                 os.rename(f"{folder}/{volume_id}{part}", f"{folder}/{layout.REMOVED}{volume_id}{part}")
                 files.sync_folder(folder)
             crash.point(f"volume.discard.renamed{part or '.data'}")
+            if not part:
+                _drop(place, image, volume_id)
         for part in _PARTS:
             files.remove(f"{folder}/{layout.REMOVED}{volume_id}{part}")
             crash.point(f"volume.discard.removed{part or '.data'}")
     files.sync_folder(folder)
+
+
+def _refuse_written(place: layout.Place, image: str, volume_id: str) -> None:
+    """Raises VolumeInUse for a volume that counts and into which something was written. Under QEMU's lock."""
+    file = place.file(image, volume_id)
+    if not os.path.lexists(file) or _legality(place, image, volume_id) != "legal":
+        return
+    table = qcow2.first_table(files.read(file, qcow2.FIRST_BYTES))
+    if table is None or not files.is_zero(file, *table):
+        raise errors.VolumeInUse(volume_id=volume_id, by="its own chain: something was written into it")
+
+
+def _drop(place: layout.Place, image: str, volume_id: str) -> None:
+    """Mark a volume that still counts; its parent is the leaf again."""
+    if _legality(place, image, volume_id) == "legal":
+        parent = volume.read_meta(place, image, volume_id).parent
+        with files.marks_lock(place, image):
+            volume.change(place, image, volume_id, legality="illegal")
+        crash.point("volume.discard.marked")
+        if parent is not None:
+            volume.set_type(place, image, parent, "leaf")
+
+
+def _legality(place: layout.Place, image: str, volume_id: str) -> str | None:
+    """None: it has no metadata, or no more."""
+    try:
+        return volume.read_meta(place, image, volume_id).legality
+    except errors.NotFound:
+        return None
 
 
 def _hold(held: contextlib.ExitStack, path: str, volume_id: str) -> None:

@@ -80,6 +80,13 @@ def read(path: str, limit: int) -> bytes:
         return b"".join(parts)
 
 
+def is_zero(path: str, offset: int, length: int) -> bool:
+    """Whether a part of a regular file is there and holds zeros only."""
+    with open(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb", buffering=0) as file:
+        part = os.pread(file.fileno(), length, offset)
+    return len(part) == length and not any(part)
+
+
 def write_new(path: str, data: bytes) -> None:
     """Write `path.new` and sync it; a file there with these very bytes is only synced again."""
     new = path + layout.NEW

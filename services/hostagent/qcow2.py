@@ -24,6 +24,7 @@ MAX_NAME = 1023  # QEMU's limit for a backing file name
 MAX_EXTENSIONS = 1000  # QEMU writes about five
 MAX_SIZE = 2**63 - 1
 SECTOR = 512  # QEMU's block layer counts in these, whatever size a header names
+MAX_TABLE = 32 * 2**20  # QEMU's limit for the first-level table
 
 _V2 = struct.Struct(">4sIQIIQIIQQIIQ")
 _V3 = struct.Struct(">QQQII")
@@ -192,6 +193,16 @@ def _text(data: bytes | None) -> str | None:
     """As QEMU sees it: up to the first NUL; empty counts as none. Bytes that are no UTF-8 survive a round trip."""
     name = (data or b"").split(b"\0", 1)[0]
     return name.decode(errors="surrogateescape") or None
+
+
+def first_table(head: bytes) -> tuple[int, int] | None:
+    """Where the first-level table of a qcow2 file lies: offset and length in bytes. None for another file, and for one
+    with internal snapshots, which have tables of their own. All zeros in it: no cluster was ever written."""
+    if not is_qcow(head) or len(head) < _V2.size or _V2.unpack_from(head)[1] not in {2, 3}:
+        return None
+    entries, offset = _V2.unpack_from(head)[7:9]
+    snapshots = _V2.unpack_from(head)[11]
+    return None if snapshots or entries * 8 > MAX_TABLE else (offset, entries * 8)
 
 
 # -- names in a header ------------------------------------------------------------------------------------

@@ -102,15 +102,8 @@ class Storage:
         deadline: float | None = None,
     ) -> dict[str, Any]:
         """VolumeFacts of the volume, made now or before; `capacity` in bytes."""
-        args = {
-            "domain": domain,
-            "image": image,
-            "volume": volume,
-            "parent": parent,
-            "capacity": capacity,
-            "format": format,
-            "description": description,
-        }
+        wanted = {"volume": volume, "parent": parent, "capacity": capacity, "format": format}
+        args = {"domain": domain, "image": image, **wanted, "description": description}
         return self._ask(MAKE, "create_volume", args, deadline)
 
     def volumes(self, domain: Domain, image: str, *, deadline: float | None = None) -> dict[str, Any]:
@@ -162,14 +155,12 @@ class Storage:
     ) -> None:
         """After top, with the volumes between, went down into base: these illegal, child's parent := base, sizes and
         types as they are now. ChainDiffers unless the child's header resolves to base (child None: unless base is the
-        leaf). `concluded`: a living QEMU says so too; without it JobFailed for an internal merge whose record was not
-        begun. It syncs base first and may take long."""
+        leaf). `concluded`: a living QEMU says so too; else JobFailed for an internal merge, unless it was begun."""
         ends = {"base": base, "top": top, "child": child, "between": list(between), "concluded": concluded}
         self._ask(MAKE, "record_merge", {"domain": domain, "image": image, **ends}, deadline)
 
     def put_back(self, domain: Domain, image: str, *, deadline: float | None = None) -> dict[str, str]:
-        """Before a disk is used again that no QEMU has open: headers that a merge changed without a record name their
-        old top again. {volume: that top}; empty where all was recorded."""
+        """Headers that a merge changed and nobody recorded name their old top again: {volume: top}."""
         return dict(self._ask(MAKE, "put_back", {"domain": domain, "image": image}, deadline)["back"])
 
     def record_chain(
@@ -192,12 +183,20 @@ class Storage:
         self._ask(QUICK, "resize", args, deadline)
 
     def discard(
-        self, domain: Domain, image: str, volume: str, below: Sequence[str] = (), *, deadline: float | None = None
+        self,
+        domain: Domain,
+        image: str,
+        volume: str,
+        below: Sequence[str] = (),
+        *,
+        stands_on: str | None = None,
+        deadline: float | None = None,
     ) -> None:
         """Delete a volume that is marked illegal and that nothing on the domain refers to, nor any QEMU opens, and
-        after it those `below` in this order, which only the ones before them may refer to."""
-        args = {"domain": domain, "image": image, "volume": volume, "below": list(below)}
-        self._ask(SLOW, "discard", args, deadline)
+        after it those `below` in this order, which only the ones before them may refer to. `stands_on`: what a living
+        QEMU writes to; then also an empty leaf on top of it, to which none ever switched."""
+        volumes = {"volume": volume, "below": list(below), "stands_on": stands_on}
+        self._ask(SLOW, "discard", {"domain": domain, "image": image, **volumes}, deadline)
 
     def delete_image(self, domain: Domain, image: str, *, deadline: float | None = None) -> None:
         """Delete a disk with all its volumes, if nothing outside refers to them and no QEMU has them open."""

@@ -39,7 +39,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
 }
 
 
-_IDS = {"image", "volume", "parent", "base", "top", "child", "heir"}
+_IDS = {"image", "volume", "parent", "base", "top", "child", "heir", "stands_on"}
 _LISTS = {"volumes", "between", "below", "ids", "unused"}
 
 

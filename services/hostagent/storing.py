@@ -80,30 +80,33 @@ class Storing:
     def discard(self, request: Request) -> dict[str, Any]:
         with self._parts.turn(request, fenced=False):  # what it deletes it proves to be unused
             self._refuse_open(request, [request["volume_id"], *request["below"]])
-            self._drop_unused(request)
             self._parts.storage.discard(
                 request["disk"]["domain"],
                 request["disk"]["disk_id"],
                 request["volume_id"],
                 request["below"],
+                stands_on=self._below_unused(request),
                 deadline=110.0,
             )
             crash.point("discard.after_ask")
         return {}
 
-    def _drop_unused(self, request: Request) -> None:
-        """Mark a new volume that no QEMU ever switched to: an empty leaf on what a living QEMU writes to. Nobody else
-        can prove that it holds nothing, so with the VM down it stays legal, and its discard is refused."""
+    def _below_unused(self, request: Request) -> str | None:
+        """What a living QEMU writes to, if the volume is a new one that stands on it: the storage then deletes it
+        though it counts, if nothing was written into it. With the VM down nobody can say that none switched to it.
+        Raises HypervisorAway while a call of this VM hangs, which may be the one that switches."""
         vm_id, disk, volume_id = request.get("vm_id"), request["disk"], request["volume_id"]
         if vm_id is None or process.find(vm_id) is None:
-            return
+            return None
         qemu, _ = self._sure_or_gone(vm_id, disk)
         view = self._parts.storage.volumes(disk["domain"], disk["disk_id"])
         new = next((one for one in view["volumes"] if one["volume_id"] == volume_id), None)
-        if new is None or new["legality"] != "legal" or view["leaf"] != volume_id:
-            return
-        if qemu.alive and qemu.job is None and qemu.leaf == new["backing_id"]:
-            self._parts.storage.mark(disk["domain"], disk["disk_id"], volume_id, "illegal")
+        if new is None or new["legality"] != "legal" or not qemu.alive or qemu.job is not None:
+            return None
+        if qemu.leaf != new["backing_id"]:
+            return None
+        self._parts.virt.refuse_hung(vm_id)
+        return qemu.leaf
 
     def _refuse_open(self, request: Request, volume_ids: Sequence[str]) -> None:
         """QEMU's own word comes before the storage's: a volume in its chain stays. Raises VolumeInUse, VmUnsure."""

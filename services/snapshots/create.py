@@ -78,6 +78,7 @@ class Create:
 
     def tidy(self, flow: Flow) -> Look | None:
         """Undo: no new volume is left. If one may be in use the create goes forward instead."""
+        self._fence(flow)
         seen = {line["disk_id"]: self._look(flow, line) for line in flow.data["disks"]}
         for facts in seen.values():
             if facts.unknown:
@@ -135,6 +136,14 @@ class Create:
     def _look_at(self, flow: Flow, line: Mapping[str, Any]) -> DiskFacts:
         with peers.patient(peers.BLIND):
             return self.desk.peers.look(flow.data["host_id"], flow.subject, _ref(line), peers.claim_of(flow))
+
+    def _fence(self, flow: Flow) -> None:
+        """An ask of ours whose answer was lost may be on its way still, and switch a guest to what is dropped here:
+        from now on the agent refuses it. (A create that goes forward after this asks under a new claim.)"""
+        for line in flow.data["disks"]:
+            request = {"vm_id": flow.subject, "disk": _ref(line), "claim": peers.claim_of(flow)}
+            with peers.patient():
+                self.desk.peers.ask(flow.data["host_id"], hostagent.cancel_job, request)
 
     def _discard(self, flow: Flow, line: Mapping[str, Any]) -> None:
         request = {"vm_id": flow.subject, "disk": _ref(line), "volume_id": line["volume_id"]}

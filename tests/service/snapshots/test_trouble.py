@@ -295,6 +295,30 @@ def test_a_new_volume_that_qemu_does_not_use_is_taken_away(site: Site, host: Fak
     assert site.agrees(host, vm)
 
 
+def test_an_ask_that_comes_after_its_create_was_undone_is_refused(site: Site, host: FakeAgent) -> None:
+    """Every disk is fenced before anything is dropped."""
+    vm, ask = site.vm(host, disks=2), {"id": new(), "job_id": new()}
+    _half_made(site, host, vm, ask, used=False)
+    assert site.end_of(site.take(vm, **ask))["state"] == "undone"
+    order = [name for name, _ in host.requests if name in ("switch_leaves", "cancel_job", "discard_volume")]
+    assert order == ["switch_leaves", "cancel_job", "cancel_job", "discard_volume"]
+    assert all(one["top_id"] is None for one in host.asked("cancel_job"))
+    with pytest.raises(errors.StaleClaim):
+        host.world.switch_leaves(host.asked("switch_leaves")[0])
+    assert site.agrees(host, vm)
+
+
+def test_a_create_is_not_taken_back_while_a_call_of_it_hangs(site: Site, host: FakeAgent) -> None:
+    vm, ask = site.vm(host, disks=2), {"id": new(), "job_id": new()}
+    _half_made(site, host, vm, ask, used=False)
+    host.fail("cancel_job", errors.HypervisorAway(host_id=host.host_id, reason="a call hangs"), times=3)
+    job = site.end_of(site.take(vm, **ask))
+    assert (job["state"], len(host.asked("cancel_job"))) == ("undone", 5)
+    names = [name for name, _ in host.requests]
+    assert names.index("discard_volume") > [at for at, name in enumerate(names) if name == "cancel_job"][-1]
+    assert site.agrees(host, vm)
+
+
 def test_a_create_that_happened_half_goes_forward(site: Site, host: FakeAgent) -> None:
     vm, ask = site.vm(host, disks=2), {"id": new(), "job_id": new()}
     _half_made(site, host, vm, ask, used=True)
