@@ -9,7 +9,7 @@ from deploy.stack import room, wait
 
 USER = "nobody"
 # durability is not what tests of our SQL are about, speed is; `kill` leaves a recoverable database all the same
-QUICK = "-c fsync=off -c synchronous_commit=off -c full_page_writes=off -c shared_buffers=16MB -c autovacuum=off"
+QUICK = "-c fsync=off -c full_page_writes=off -c shared_buffers=16MB -c autovacuum=off"
 
 
 class NoPostgres(Exception):
