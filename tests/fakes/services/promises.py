@@ -60,5 +60,6 @@ tally = Rpc("leaf", "tally", Nothing, Tally)
 nested = Rpc("relay", "nested", EchoRequest, Echo)
 burst = Rpc("relay", "burst", BurstRequest, Nothing, deadline=60.0)
 lost = Rpc("relay", "lost", Nothing, Nothing)  # tells, then rolls back
+errand = Rpc("relay", "errand", EchoRequest, Nothing)  # a flow; with the text "hard" it needs a person
 said = Event("relay", "said", Said)
 beat = Event("agent", "beat", Beat)

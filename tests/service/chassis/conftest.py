@@ -29,8 +29,7 @@ def run(rabbit: Broker, tmp_path: pathlib.Path) -> Iterator[Start]:
 
     yield start
     for process in started:
-        if process.alive():
-            process.kill()
+        process.stop()
 
 
 @pytest.fixture

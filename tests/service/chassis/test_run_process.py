@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 import threading
 import time
 import urllib.error
@@ -12,6 +13,7 @@ from typing import Any
 from deploy.stack.wait import free_port
 from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
+from tests.fakes.databases import Postgres
 from tests.fakes.process import Process
 from tests.fakes.services import promises
 from tests.service.chassis.test_bus_events import wait_until
@@ -102,6 +104,47 @@ def test_metrics_count_calls_and_parked_news(run: Any, bus: Bus, rabbit: Broker)
     assert "1.0 events are parked" not in get(port, "/healthz")[1]
     assert "1 events are parked" in get(port, "/healthz")[1]
     rabbit.purge("parked--leaf")
+
+
+def test_health_and_metrics_show_the_flows(run: Any, bus: Bus) -> None:
+    port = free_port()
+    run("relay", health_port=port).wait_for_log("started")
+    bus.call(promises.errand, {"text": "easy"})
+    wait_until(lambda: 'drystone_flows{kind="errand",state="done"} 1.0' in get(port, "/metrics")[1])
+    bus.call(promises.errand, {"text": "hard"})
+    wait_until(lambda: "1 errand flows are stuck and need a person" in get(port, "/healthz")[1])
+    assert get(port, "/readyz")[0] == 200  # it is no fault of the process
+    assert get(port, "/elsewhere") == (404, "/healthz, /readyz or /metrics\n")
+
+
+def test_a_health_port_in_use_ends_the_start_with_one_sentence(run: Any) -> None:
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        leaf = run("leaf", health_port=taken.getsockname()[1])
+        assert leaf.wait() == 1
+    assert "cannot be used" in leaf.log
+    assert "Traceback" not in leaf.log
+
+
+def test_a_database_that_is_merely_away_is_waited_for(run: Any, postgres: Postgres) -> None:
+    url = postgres.fresh()
+    postgres.kill()
+    leaf = run("leaf", database_url=url)
+    leaf.wait_for_log("the database is away; waiting for it")
+    postgres.start()
+    leaf.wait_for_log("started")
+
+
+def test_a_database_that_a_newer_version_has_changed_is_left_alone(run: Any, postgres: Postgres) -> None:
+    url = postgres.fresh()
+    leaf = run("leaf", database_url=url)
+    leaf.wait_for_log("started")
+    leaf.stop()
+    postgres.sql("UPDATE alembic_version SET version_num = '9999_later'", url.rsplit("/", 1)[1])
+    again = run("leaf", "-again", database_url=url)
+    assert again.wait() == 1
+    assert "9999_later" in again.log
 
 
 def test_an_idle_process_is_small_and_quiet(leaf: Process, relay: Process) -> None:

@@ -88,7 +88,8 @@ class Twins:
 
     def close(self) -> None:
         for process in self._processes:
-            process.kill()
+            process.send_signal(signal.SIGCONT)
+            process.terminate()
             process.wait(60)
         for runner, thread in self._loops:
             runner.stop()
