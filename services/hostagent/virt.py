@@ -114,7 +114,8 @@ class Virt:
                 try:
                     return pools.result(future, what, max(0.0, limit - time.monotonic()))
                 except pools.TooSlow as slow:
-                    self._hung.setdefault(vm_id, []).append(future)
+                    with self._lock:
+                        self._hung.setdefault(vm_id, []).append(future)
                     raise pools.TooSlow(what, seconds, slow.begun) from None
 
         return self._guard(what, run)
@@ -126,9 +127,11 @@ class Virt:
 
     def refuse_hung(self, vm_id: str) -> None:
         """An ask that ran out of time may still come through. Raises HypervisorAway until that has ended."""
-        hung = [future for future in self._hung.pop(vm_id, []) if not future.done()]
+        with self._lock:
+            hung = [future for future in self._hung.pop(vm_id, []) if not future.done()]
+            if hung:
+                self._hung[vm_id] = hung
         if hung:
-            self._hung.setdefault(vm_id, []).extend(hung)
             raise self.away("an earlier call for this VM still hangs")
 
     def host(self, what: str, call: Callable[[Any], T], seconds: float | None = None) -> T:

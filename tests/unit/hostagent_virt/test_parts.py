@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from contracts import errors
-from services.hostagent import commit, ipc, locks, place, pools, process, times
+from services.hostagent import commit, ipc, locks, place, pools, process, times, virt
 
 VM = "aaaaaaaa-0000-4000-8000-000000000001"
 
@@ -100,6 +100,29 @@ def test_a_call_that_hangs_costs_its_caller_the_deadline_only() -> None:
     assert not queued.value.begun
     free.set()
     assert pool.run("wait", 5.0, lambda: 7) == 7
+
+
+def test_beside_calls_that_hang_nothing_is_asked_until_all_have_ended() -> None:
+    """Two of them: a power-off is the one call that is made beside another one, and may hang too."""
+    libvirtd = virt.Virt(place.Place("h", "/s"), lambda *_: None, lambda: None)
+    free = [threading.Event(), threading.Event()]
+    for what, event in zip(("snapshotCreateXML", "destroy"), free, strict=True):
+        with pytest.raises(errors.HypervisorAway):
+            libvirtd._ask(VM, what, 0.05, event.wait, point="")
+    libvirtd.refuse_hung("another VM")
+    for event in free:
+        with pytest.raises(errors.HypervisorAway, match="still hangs"):
+            libvirtd.refuse_hung(VM)
+        event.set()
+    assert _until(lambda: _passes(lambda: libvirtd.refuse_hung(VM)))
+
+
+def _passes(call: Callable[[], None]) -> bool:
+    try:
+        call()
+    except errors.HypervisorAway:
+        return False
+    return True
 
 
 @pytest.mark.parametrize(
