@@ -19,7 +19,7 @@ from __future__ import annotations
 import sys
 from typing import Any
 
-from chassis.bus_green import Box, Signal, after, on_stop_signals, serve_http, sleep, spawn  # isort: skip  # patches
+from chassis.bus_green import Box, Signal, after, gather, on_stop_signals, serve_http, sleep, spawn  # isort: skip  # patches
 
 import eventlet
 from nameko.containers import ServiceContainer
@@ -42,6 +42,7 @@ __all__ = [
     "Signal",
     "after",
     "check",
+    "gather",
     "hears",
     "outbox_sender",
     "run_service",

@@ -11,7 +11,7 @@ import signal
 import sys
 import traceback
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any
 
 # eventlet's own resolver costs 9 MB per process (measured) and ignores nsswitch; brokers and databases are named
@@ -27,6 +27,8 @@ with warnings.catch_warnings(record=True):
     import eventlet.wsgi
 
 eventlet.monkey_patch()
+
+from chassis import context  # noqa: E402  after the patch, like everything else
 
 Thread = Any  # eventlet's GreenThread; it has no types
 
@@ -44,6 +46,18 @@ def _guarded(fn: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
         sys.stderr.write("A background thread ended with an error.\n")
         traceback.print_exc()
         return None
+
+
+def gather(fn: Callable[[Any], Any], items: Iterable[Any], limit: int = 16) -> list[Any]:
+    """`fn` of each, at most `limit` at the same time, in the name and with the deadline of the present call. The first
+    error is raised once all of them have ended."""
+    call = context.current()
+
+    def one(item: Any) -> Any:
+        with context.use(call):
+            return fn(item)
+
+    return list(eventlet.GreenPool(limit).imap(one, items))
 
 
 def after(seconds: float, fn: Callable[..., Any], *args: Any) -> Thread:

@@ -86,6 +86,7 @@ class Changed(Made[T]):
         return cast("T", self._client.send("PATCH", f"{self._path}/{id}", body, version=version))
 
 
+# budget: every request of the API, a line or two each
 class Client:
     """One connection pool to one gateway. `timeout` in seconds for one answer."""
 
@@ -164,6 +165,22 @@ class Client:
         query = {"bandwidth": bandwidth} if bandwidth else {}
         asked = self.send("DELETE", f"/snapshots/{id}", query=query, key=key or str(uuid.uuid4()))
         return cast("facts.Job", asked)
+
+    def remove_snapshots(self, body: dict[str, Any], key: str | None = None) -> facts.Removal:
+        """`body`: `snapshots`, `disk_snapshots`, or `filter` with `expected_count`; `dry_run` only shows the plan.
+        The removal's id is its job's."""
+        return cast("facts.Removal", self.send("POST", "/removals", body, key=key or str(uuid.uuid4())))
+
+    def removal(self, id: str) -> facts.Removal:
+        return cast("facts.Removal", self.send("GET", f"/removals/{id}"))
+
+    def cancel_removal(self, id: str) -> facts.Removal:
+        return cast("facts.Removal", self.send("POST", f"/removals/{id}/cancel"))
+
+    def retry_removal(self, id: str, body: dict[str, Any] | None = None, key: str | None = None) -> facts.Removal:
+        """A new removal of what this one has left; `body` may have `dry_run` and `bandwidth`."""
+        asked = self.send("POST", f"/removals/{id}/retries", body or {}, key=key or str(uuid.uuid4()))
+        return cast("facts.Removal", asked)
 
     def cancel_job(self, id: str) -> facts.Job:
         return cast("facts.Job", self.send("POST", f"/jobs/{id}/cancel"))

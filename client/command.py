@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from client.commands import center, config, disk, doctor, domain, event, host, job, snapshot, vm
+from client.commands import center, config, disk, doctor, domain, event, host, job, removal, snapshot, vm
 from client.session import AsJson, AsYaml, Session, verb
 
 ENDS = (
@@ -28,6 +28,7 @@ NOUNS = {
     "disk": disk.disks,
     "vm": vm.vms,
     "snapshot": snapshot.snapshots,
+    "removal": removal.removals,
     "job": job.jobs,
     "merge": job.merges,
     "event": event.events,

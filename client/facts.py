@@ -146,7 +146,7 @@ class Job(TypedDict):
     id: str
     kind: str
     parent_id: str | None
-    vm_id: str
+    vm_id: str | None
     snapshot_id: str | None
     disk_id: str | None
     user: str
@@ -169,9 +169,10 @@ class Merge(TypedDict):
     removal_id: str
     vm_id: str
     disk_id: str
-    snapshot_id: str
+    snapshot_ids: list[str]
     base_id: str
     top_id: str
+    layers: int
     kind: str
     state: str
     step: str
@@ -181,6 +182,64 @@ class Merge(TypedDict):
     stall: dict[str, float] | None
     reason: Reason | None
     version: int
+
+
+class RemovalItem(TypedDict):
+    snapshot_id: str
+    disk_id: str
+    vm_id: str
+    description: str
+    merge_id: str | None
+    state: str
+    reason: Reason | None
+
+
+class RemovalMerge(TypedDict):
+    id: str
+    vm_id: str
+    disk_id: str
+    host_id: str
+    domain_id: str
+    position: int
+    snapshot_ids: list[str]
+    base_id: str
+    top_id: str
+    layers: int
+    kind: str
+    direction: str
+    bytes_to_copy: int
+    space_needed: int
+    space_returned: int
+    why: str
+    state: str
+    step: str
+
+
+class RemovalDomain(TypedDict):
+    domain_id: str
+    merges: int
+    bytes_to_copy: int
+    space_needed: int
+    space_returned: int
+
+
+class Removal(TypedDict):
+    """`state` is planned for the answer to a dry run: nothing was begun."""
+
+    id: str
+    state: str
+    description: str
+    user: str
+    snapshot_count: int
+    progress: Progress
+    reason: Reason | None
+    action: str | None
+    cancellable: bool
+    items: list[RemovalItem]
+    merges: list[RemovalMerge]
+    domains: list[RemovalDomain]
+    created_at: str | None
+    finished_at: str | None
 
 
 class ChainVolume(TypedDict):

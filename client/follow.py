@@ -34,6 +34,9 @@ def _verdict(job: facts.Job) -> facts.Job:
     raise errors.JobFailed(f"The job {job['id']} was undone: {reason['message']}", str(reason["hint"]))
 
 
+MOST_BARS = 16  # more than that is no picture any more
+
+
 class _Bars:
     """A moving bar for each disk on a terminal; elsewhere one line per step. On standard error, beside the answer."""
 
@@ -79,9 +82,10 @@ class _Bars:
             self._out.print(f"{self._title}: {merged} merged, {back} came back on the storage.", markup=False)
 
     def _rows(self, job: facts.Job) -> Iterator[tuple[str, str, Any]]:
-        """A removal shows its merges, one for each disk; other work shows itself."""
+        """A removal shows its merges, unless they are too many for a screen; other work shows itself."""
         merges = list(self._client.merges.all(removal_id=job["id"])) if job["kind"] == "removal" else []
-        if not merges:
+        if not 0 < len(merges) <= MOST_BARS:
+            merges = []
             yield job["id"], self._title, job
         for merge in merges:
             yield merge["id"], f"{self._title}, disk {self._alias(merge['disk_id'])}", merge

@@ -322,7 +322,9 @@ class BackingTooLong(Problem):
     code = "backing_too_long"
     status = 409
     message = "The backing file name that libvirt would write has {bytes} bytes; QEMU crashes over 1023."
-    hint = "Merge a shorter range first."
+    hint = (
+        "Its volumes name their backing files by grown paths: shorten those while the VM is down (qemu-img rebase -u)."
+    )
 
 
 # -- snapshots and merges ---------------------------------------------------------------------------------
@@ -340,6 +342,20 @@ class ForeignJob(Problem):
     status = 409
     message = "A block job that Drystone did not start runs on disk {disk_id}: {job}."
     hint = "End it, or let it end, then repeat the request."
+
+
+class CountDiffers(Problem):
+    code = "count_differs"
+    status = 409
+    message = "The filter matches {found} snapshots; {expected} were expected."
+    hint = "Look at what it matches now (dry_run, or drystone snapshot remove --dry-run), then name that count."
+
+
+class NothingToRemove(Problem):
+    code = "nothing_to_remove"
+    status = 409
+    message = "There is nothing to remove: {reason}."
+    hint = "List what there is: drystone snapshot list."
 
 
 class SnapshotNotRestorable(Problem):

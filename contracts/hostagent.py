@@ -80,12 +80,13 @@ class CreateVolume(f.Request):
 
 
 class VolumeFacts(f.Fact):
-    """One volume as the storage has it. `parent_id` is what `.meta` says, `backing_id` what the qcow2 header
-    resolves to (null: no backing file). Sizes in bytes; `actual_size` is what it takes on the storage."""
+    """One volume as the storage has it. `parent_id` is what `.meta` says, `backing_id` what the qcow2 header's name
+    `backing` resolves to (null: no backing file). Sizes in bytes; `actual_size` is what it takes on the storage."""
 
     volume_id = f.uid()
     parent_id = f.uid(allow_none=True)
     backing_id = f.uid(allow_none=True)
+    backing = f.text(allow_none=True, load_default=None)
     format = f.choice("cow", "raw")
     capacity = f.size()
     actual_size = f.size()

@@ -5,6 +5,8 @@ Removing snapshot S merges the volume above S's (top) down into S's own (base); 
 A merge is the flow for one disk; a removal is what a user asked for. Every flow is a job with the same id.
 """
 
+# budget: one owner, one file of promises
+
 from __future__ import annotations
 
 from contracts import doctor, errors, hostagent
@@ -49,12 +51,13 @@ class JobStep(f.Fact):
 class Job(f.Fact):
     """Long work. `kind`: snapshot (creating one), removal, merge. `state`: running, undoing, done, undone (it
     failed or was cancelled; nothing of it is left, `reason` says why), stuck (a person is needed: `action`).
-    `parent_id`: the removal that a merge belongs to. `finished_at` null while it goes on."""
+    `parent_id`: the removal that a merge belongs to. `vm_id`, `snapshot_id`: null where there are several.
+    `finished_at` null while it goes on."""
 
     id = f.uid()
     kind = f.choice("snapshot", "removal", "merge")
     parent_id = f.uid(allow_none=True)
-    vm_id = f.uid()
+    vm_id = f.uid(allow_none=True)
     snapshot_id = f.uid(allow_none=True)
     disk_id = f.uid(allow_none=True)
     user = f.text()
@@ -179,16 +182,18 @@ class Chain(f.Fact):
 
 
 class Merge(f.Fact):
-    """The merge of one disk. `kind`: internal, or active (with a pivot). `stall` holds, for an active one, the
-    milliseconds of each part of the guest's standstill."""
+    """One merge of a disk: it removes `snapshot_ids`, neighbours in its chain, the oldest first, by taking `layers`
+    volumes, top and those below it, down into base in one job. `kind`: internal, or active (with a pivot). `stall`
+    holds, for an active one, the milliseconds of each part of the guest's standstill."""
 
     id = f.uid()
     removal_id = f.uid()
     vm_id = f.uid()
     disk_id = f.uid()
-    snapshot_id = f.uid()
+    snapshot_ids = f.uids()
     base_id = f.uid()
     top_id = f.uid()
+    layers = f.count(1)
     kind = f.choice("internal", "active")
     state = f.choice(*JOB_STATES)
     step = f.text()
@@ -207,6 +212,115 @@ class Merges(Rows):
 class ListMerges(Page):
     removal_id = f.uid(load_default=None, allow_none=True)
     disk_id = f.uid(load_default=None, allow_none=True)
+
+
+# -- removals ---------------------------------------------------------------------------------------------
+
+
+class DiskSnapshot(f.Request):
+    """One disk of one snapshot."""
+
+    snapshot_id = f.uid()
+    disk_id = f.uid()
+
+
+class SnapshotFilter(f.Request):
+    """Snapshots for which all that is named holds, at least one thing. `text`: in the description, whatever its case;
+    `domain_id`: only their disks on this storage domain."""
+
+    vm_id = f.uid(load_default=None, allow_none=True)
+    domain_id = f.uid(load_default=None, allow_none=True)
+    taken_before = f.time(load_default=None, allow_none=True)
+    text = f.text(1024, load_default=None, allow_none=True)
+
+
+class RemoveSnapshots(f.Request):
+    """Exactly one of `snapshots`, `disk_snapshots` and `filter`. A filter needs `expected_count`, the number of
+    snapshots that it should match, unless this is a `dry_run`, which begins nothing and answers with the plan.
+    `job_id` names the removal. `bandwidth` in bytes per second for each disk, 0: no limit."""
+
+    job_id = f.uid()
+    snapshots = f.uids(1000, load_default=None, allow_none=True)
+    disk_snapshots = f.many(DiskSnapshot, 1000, load_default=None, allow_none=True)
+    filter = f.nested(SnapshotFilter, load_default=None, allow_none=True)
+    expected_count = f.count(load_default=None, allow_none=True)
+    bandwidth = f.size(load_default=0)
+    dry_run = f.flag(load_default=False)
+
+
+class RetryRemoval(f.Request):
+    """A new removal, `job_id`, of what the removal `id` has left."""
+
+    id = f.uid()
+    job_id = f.uid()
+    bandwidth = f.size(load_default=0)
+    dry_run = f.flag(load_default=False)
+
+
+class RemovalItem(f.Fact):
+    """One disk of one snapshot. `state` is its merge's; refused: nothing was begun, `reason` says why."""
+
+    snapshot_id = f.uid()
+    disk_id = f.uid()
+    vm_id = f.uid()
+    description = f.text()
+    merge_id = f.uid(allow_none=True)
+    state = f.choice("planned", "refused", *JOB_STATES)
+    reason = f.nested(Reason, allow_none=True)
+
+
+class RemovalMerge(f.Fact):
+    """One job of a chain, the `position`th of it. At most `bytes_to_copy` are copied, base grows by at most
+    `space_needed`, at least `space_returned` comes back. `direction` is where blocks go: commit, down into base. `why`
+    says in words why it is done in this way."""
+
+    id = f.uid()
+    vm_id = f.uid()
+    disk_id = f.uid()
+    host_id = f.uid()
+    domain_id = f.uid()
+    position = f.count(1)
+    snapshot_ids = f.uids()
+    base_id = f.uid()
+    top_id = f.uid()
+    layers = f.count(1)
+    kind = f.choice("internal", "active")
+    direction = f.choice("commit")
+    bytes_to_copy = f.size()
+    space_needed = f.size()
+    space_returned = f.size()
+    why = f.text()
+    state = f.choice("planned", *JOB_STATES)
+    step = f.text()
+
+
+class RemovalDomain(f.Fact):
+    """Sums of one storage domain. `space_needed` is the peak while as many merges run as the limits allow."""
+
+    domain_id = f.uid()
+    merges = f.count()
+    bytes_to_copy = f.size()
+    space_needed = f.size()
+    space_returned = f.size()
+
+
+class Removal(f.Fact):
+    """What a removal does or, planned, would do: `items` in the order asked for, `merges` by disk in their order."""
+
+    id = f.uid()
+    state = f.choice("planned", *JOB_STATES)
+    description = f.text()
+    user = f.text()
+    snapshot_count = f.count()
+    progress = f.nested(Progress)
+    reason = f.nested(Reason, allow_none=True)
+    action = f.text(allow_none=True)
+    cancellable = f.flag()
+    items = f.many(RemovalItem)
+    merges = f.many(RemovalMerge)
+    domains = f.many(RemovalDomain)
+    created_at = f.time(allow_none=True)
+    finished_at = f.time(allow_none=True)
 
 
 class SnapshotGone(f.Fact):
@@ -231,6 +345,7 @@ _START = (
     errors.StillInUse,
     errors.VolumeInUse,
     errors.BackingOutside,
+    errors.BackingTooLong,
     errors.ForeignJob,
     errors.SnapshotNotRestorable,
     errors.HypervisorAway,
@@ -244,7 +359,25 @@ _START = (
 create_snapshot = Rpc(OWNER, "create_snapshot", CreateSnapshot, Job, _START, deadline=30)
 get_snapshot = Rpc(OWNER, "get_snapshot", ById, Snapshot, (errors.NotFound,))
 list_snapshots = Rpc(OWNER, "list_snapshots", ListSnapshots, Snapshots)
-remove_snapshot = Rpc(OWNER, "remove_snapshot", RemoveSnapshot, Job, _START, deadline=30)
+remove_snapshot = Rpc(OWNER, "remove_snapshot", RemoveSnapshot, Job, (*_START, errors.NothingToRemove), deadline=30)
+remove_snapshots = Rpc(
+    OWNER,
+    "remove_snapshots",
+    RemoveSnapshots,
+    Removal,
+    (*_START, errors.CountDiffers, errors.NothingToRemove),
+    deadline=60,
+)
+retry_removal = Rpc(
+    OWNER,
+    "retry_removal",
+    RetryRemoval,
+    Removal,
+    (*_START, errors.NothingToRemove, errors.FlowWrongState),
+    deadline=60,
+)
+get_removal = Rpc(OWNER, "get_removal", ById, Removal, (errors.NotFound,))
+cancel_removal = Rpc(OWNER, "cancel_removal", ById, Removal, (errors.NotFound, errors.TooLate))
 get_chain = Rpc(OWNER, "get_chain", GetChain, Chain, (errors.NotFound, errors.ChainDiffers), deadline=20)
 
 get_job = Rpc(OWNER, "get_job", ById, Job, (errors.NotFound,))

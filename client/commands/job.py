@@ -13,7 +13,7 @@ from client.session import Session, Yes, verb
 from client.show import Answer, Card, Column, Listing, bytes_of, time_of
 
 jobs = typer.Typer(no_args_is_help=True, help="Jobs: long work and how far it is.")
-merges = typer.Typer(no_args_is_help=True, help="Merges: the part of a removal on one disk.")
+merges = typer.Typer(no_args_is_help=True, help="Merges: the parts of a removal, one or more for each disk.")
 
 STEPS = (Column("STEP", "name"), Column("STATE", "state"))
 
@@ -32,7 +32,7 @@ def list_jobs(
     vms = names.labels(client, names.VM, (row["vm_id"] for row in rows))
     columns = (
         Column("KIND", "kind"),
-        Column("VM", lambda row: vms[row["vm_id"]]),
+        Column("VM", lambda row: vms.get(row["vm_id"], "several")),
         Column("DESCRIPTION", "description"),
         Column("STATE", "state"),
         Column("PROGRESS", _progress),
@@ -109,6 +109,7 @@ def list_merges(
     columns = (
         Column("DISK", lambda row: disks[row["disk_id"]]),
         Column("KIND", "kind"),
+        Column("LAYERS", "layers", right=True),
         Column("STATE", "state"),
         Column("STEP", "step"),
         Column("MERGED", bytes_of("bytes_merged"), right=True),

@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from client import follow, names, units
+from client import errors, follow, names, units
+from client.commands import removal
 from client.commands.center import Which
 from client.commands.disk import size_of
 from client.session import Session, Yes, verb
@@ -94,3 +95,40 @@ def delete_snapshot(
     )
     job = client.remove_snapshot(row["id"], bandwidth, key)
     return Card(follow.to_the_end(session, job) if wait else job)
+
+
+@verb(snapshots, "remove")
+def remove_snapshots(
+    session: Session,
+    *,
+    which: Annotated[list[str] | None, typer.Argument(help="Ids, beginnings of ids, or descriptions.")] = None,
+    vm: Annotated[str | None, typer.Option(help="Of this VM.")] = None,
+    domain: Annotated[str | None, typer.Option(help="Only disks on this storage domain.")] = None,
+    disk: Annotated[str | None, typer.Option(help="Only this disk of the snapshots that are named.")] = None,
+    older_than: Annotated[str | None, typer.Option(metavar="AGE", help="Taken so long ago: 12h, 30d, 8w.")] = None,
+    text: Annotated[str | None, typer.Option(help="With this in the description.")] = None,
+    expect: Annotated[int | None, typer.Option(min=0, help="How many snapshots the filter should match.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Show the plan and begin nothing.")] = False,
+    bandwidth: Annotated[int, typer.Option(parser=size_of, metavar="RATE", help="Per second, like 100MiB.")] = 0,
+    yes: Yes = False,
+    wait: Wait = True,
+    key: Key = None,
+) -> Answer:
+    """Remove many snapshots: those that are named, or all that a filter matches. Neighbours go in one job."""
+    client = session.client
+    of = names.find_id(client, names.VM, vm) if vm else None
+    if which:
+        if domain or older_than or text:
+            raise errors.BadSettings("Snapshots are named, and a filter is given.", "Give the one or the other.")
+        body = removal.chosen(client, which, of, disk)
+    else:
+        on = names.find_id(client, names.DOMAIN, domain) if domain else None
+        body = removal.filtered(vm_id=of, domain_id=on, older_than=older_than, text=text)
+        expect = expect if expect is not None or yes or dry_run else removal.count(client, body)
+        body["expected_count"] = expect
+    if dry_run:
+        return removal.shown(client, client.remove_snapshots({**body, "dry_run": True}))
+    count = len(which) if which else expect
+    session.confirm(f"The states that {count} snapshot(s) keep cannot be returned to any more.", yes)
+    begun = client.remove_snapshots({**body, "bandwidth": bandwidth}, key)
+    return removal.followed(session, begun) if wait else removal.shown(client, begun)

@@ -16,7 +16,7 @@ from contracts import errors
 from contracts.promise import Rpc
 from gateway.api import paging
 from gateway.api.auth import Tokens
-from gateway.api.route import PREFIX, Route, request_of
+from gateway.api.route import DRY, PREFIX, Route, request_of
 
 OPEN = "/healthz"  # the only address that needs no token
 _REQUEST_ID = re.compile(r"[A-Za-z0-9._:-]{1,64}\Z")
@@ -37,7 +37,7 @@ def view(route: Route, bus: Caller) -> Callable[..., Response]:
         query = request.args.to_dict(flat=False)
         asked = request_of(route, path, query, body() if route.has_body else {}, request.headers.get)
         checked = route.promise.load_request(_clean(asked))
-        return respond(route, ask(bus, route.promise, checked))
+        return respond(route, ask(bus, route.promise, checked), dry=bool(checked.get("dry_run")))
 
     return answer
 
@@ -50,11 +50,13 @@ def ask(bus: Caller, promise: Rpc, asked: dict[str, Any], deadline: float | None
         return bus.call(promise, asked, deadline=seconds)
 
 
-def respond(route: Route, reply: dict[str, Any]) -> Response:
+def respond(route: Route, reply: dict[str, Any], *, dry: bool = False) -> Response:
+    """`dry`: nothing was begun, so there is no place where it could be followed."""
     if route.status == 204:
         return Response(status=204)
-    response = Response(json.dumps(reply, separators=(",", ":")), route.status, mimetype="application/json")
-    if route.location:
+    status = DRY if dry else route.status
+    response = Response(json.dumps(reply, separators=(",", ":")), status, mimetype="application/json")
+    if route.location and not dry:
         response.headers["Location"] = PREFIX + route.location.format_map(reply)
     if "version" in reply:
         response.headers["ETag"] = f'"{reply["version"]}"'

@@ -1,4 +1,4 @@
-"""Snapshots, and the long work on them: jobs and merges."""
+"""Snapshots, and the long work on them: removals, jobs and merges."""
 
 from __future__ import annotations
 
@@ -22,6 +22,26 @@ ROUTES = (
         "/snapshots/{id}",
         snapshots.remove_snapshot,
         "Remove a snapshot by merging its disks; the VM keeps running",
+        202,
+        "/jobs/{id}",
+        ("job_id",),
+    ),
+    Route(
+        "POST",
+        "/removals",
+        snapshots.remove_snapshots,
+        "Remove many snapshots, or disks of snapshots, across VMs; or show the plan of it",
+        202,
+        "/jobs/{id}",
+        ("job_id",),
+    ),
+    Route("GET", "/removals/{id}", snapshots.get_removal, "Show a removal with the result of each part"),
+    Route("POST", "/removals/{id}/cancel", snapshots.cancel_removal, "Cancel what a removal has not done yet"),
+    Route(
+        "POST",
+        "/removals/{id}/retries",
+        snapshots.retry_removal,
+        "Remove what an ended removal has left",
         202,
         "/jobs/{id}",
         ("job_id",),

@@ -11,7 +11,7 @@ from contracts import fields as f
 from contracts.promise import Rpc
 from gateway.api import stream
 from gateway.api.problems import TYPE
-from gateway.api.route import PREFIX, Route, declared
+from gateway.api.route import DRY, PREFIX, Route, declared
 from gateway.api.shapes import Shape, Shapes, about
 
 _AT_THE_DOOR: tuple[type[errors.Problem], ...] = (errors.Unauthorized, errors.BadHttp)
@@ -77,6 +77,9 @@ def _operation(route: Route, shapes: Shapes) -> Shape:
         "parameters": _parameters(route, shapes),
         "responses": {str(route.status): _success(route, shapes)} | _failures(route),
     }
+    if route.may_be_dry:
+        planned = {"application/json": {"schema": shapes.ref(route.promise.reply)}}
+        found["responses"][str(DRY)] = {"description": "With `dry_run`: the plan.", "content": planned}
     if route.has_body:
         found["requestBody"] = _body(route, shapes)
     return found

@@ -30,6 +30,7 @@ from contracts import fields as f
 from contracts.promise import Rpc
 
 PREFIX = "/api/v1"
+DRY = 200  # the success of a request with `dry_run`, which begins nothing
 # Keys that are no UUIDs become ids below this one; changing it makes old keys name new work.
 KEYS = uuid.UUID("6c1f7a52-6d0b-5d0e-9c53-6a1d2b8f4e10")
 KEY_RULE = re.compile(r"[\x21-\x7e]{1,255}\Z")
@@ -68,6 +69,10 @@ class Route:
     @property
     def has_body(self) -> bool:
         return self.method in ("POST", "PUT", "PATCH")
+
+    @property
+    def may_be_dry(self) -> bool:
+        return "dry_run" in declared(self.promise.request)
 
     @property
     def keyed(self) -> bool:

@@ -1,4 +1,4 @@
-"""The rules of a merge and of a new snapshot: facts in, decision out. No I/O, nothing remembered.
+"""The rules of a merge: facts in, decision out. No I/O, nothing remembered.
 
 A chain of the database is a tuple of volume ids, first volume first; the last one is active. A decision is a
 `Verdict`: what to do and, in one sentence, why. Bytes everywhere.
@@ -6,6 +6,7 @@ A chain of the database is a tuple of volume ids, first volume first; the last o
 
 from __future__ import annotations
 
+import dataclasses
 import enum
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -40,7 +41,8 @@ class Verdict:
 
 @dataclass(frozen=True)
 class MergePlan:
-    """Merge `top_id` down into `base_id`; `child_id` is the volume on top of top, None when top is active.
+    """Merge `top_id` down into `base_id`; `child_id` is the volume on top of top, None when top is active. `between`:
+    the volumes between the two, the one below top first, which go down in the same job.
 
     `copy`: at most so many bytes are copied. `needs`: base may grow by so much. `returns`: what comes back at least.
     """
@@ -53,10 +55,21 @@ class MergePlan:
     copy: int = 0
     needs: int = 0
     returns: int = 0
+    between: tuple[str, ...] = ()
 
     @property
     def active(self) -> bool:
         return self.child_id is None
+
+    @property
+    def dropped(self) -> tuple[str, ...]:
+        """What is deleted at the end, in that order."""
+        return (self.top_id, *self.between)
+
+    @property
+    def removed(self) -> tuple[str, ...]:
+        """The volumes of the snapshots that go, the oldest first."""
+        return (self.base_id, *reversed(self.between))
 
     @property
     def kind(self) -> str:
@@ -78,30 +91,40 @@ def order(parents: dict[str, str | None], active_id: str) -> tuple[str, ...]:
 # -- planning ---------------------------------------------------------------------------------------------
 
 
-def plan_merge(vm_id: str, chain: Sequence[str], base_id: str, facts: DiskFacts) -> MergePlan:
-    """The merge that removes the snapshot whose volume is `base_id` from a running VM's disk.
+def plan_merge(vm_id: str, chain: Sequence[str], removed: Sequence[str], facts: DiskFacts) -> MergePlan:
+    """The merge that removes the snapshots of these volumes, neighbours, oldest first, from a running VM's disk.
 
     Raises VmUnsure, VmWrongState, ChainBroken, BackingOutside, ChainDiffers, VolumeInUse, ForeignJob, HypervisorAway.
     """
     same_chain(vm_id, chain, facts)
-    where = chain.index(base_id)
-    if where + 1 >= len(chain):
-        raise errors.ChainDiffers(disk_id=facts.disk_id, reason=f"the snapshot's volume {base_id} is the active one")
-    top_id = chain[where + 1]
-    child_id = chain[where + 2] if where + 2 < len(chain) else None
-    bare = MergePlan(vm_id, facts.disk_id, base_id, top_id, child_id)
+    where = chain.index(removed[0])
+    top = where + len(removed)
+    if tuple(chain[where:top]) != tuple(removed):
+        raise errors.ChainDiffers(disk_id=facts.disk_id, reason=f"{_told(removed)} is no part of {_told(chain)}")
+    if top >= len(chain):
+        raise errors.ChainDiffers(
+            disk_id=facts.disk_id, reason=f"the snapshot's volume {removed[-1]} is the active one"
+        )
+    child_id = chain[top + 1] if top + 1 < len(chain) else None
+    between = tuple(reversed(chain[where + 1 : top]))
+    bare = MergePlan(vm_id, facts.disk_id, removed[0], chain[top], child_id, between=between)
     if not facts.qemu.alive:
         raise errors.VmWrongState(
             vm_id=vm_id, state="down", action="removing a snapshot (offline merges come next)", needs="running"
         )
     _no_foreign_job(bare, facts)
-    _nobody_else(bare, facts)
-    base, top = facts.storage.volumes[base_id], facts.storage.volumes[top_id]
-    both, most = base.actual_size + top.actual_size, max(base.capacity, top.capacity)
-    needs = min(top.actual_size, max(0, most - base.actual_size))
-    return MergePlan(
-        vm_id, facts.disk_id, base_id, top_id, child_id, top.actual_size, needs, max(0, both - max(most, 1))
-    )
+    _nobody_else(bare, chain, facts)
+    return _sized(bare, facts)
+
+
+def _sized(plan: MergePlan, facts: DiskFacts) -> MergePlan:
+    """A block that several layers have is copied once, so no more than the image can hold is copied."""
+    base, *others = (facts.storage.volumes[volume_id] for volume_id in (plan.base_id, *plan.dropped))
+    most = max(volume.capacity for volume in (base, *others))
+    gone = sum(volume.actual_size for volume in others)
+    copy = min(gone, most)
+    needs = min(copy, max(0, most - base.actual_size))
+    return dataclasses.replace(plan, copy=copy, needs=needs, returns=max(0, gone - needs))
 
 
 def same_chain(vm_id: str, chain: Sequence[str], facts: DiskFacts) -> None:
@@ -150,15 +173,25 @@ def _no_foreign_job(plan: MergePlan, facts: DiskFacts) -> None:
         raise errors.ForeignJob(disk_id=plan.disk_id, job=job.named())
 
 
-def _nobody_else(plan: MergePlan, facts: DiskFacts) -> None:
-    """Refuse when base is a template's, or base or top have a child besides their own of this chain."""
-    if facts.storage.volumes[plan.base_id].volume_type == "shared":
-        raise errors.VolumeInUse(volume_id=plan.base_id, by="the clones of its template")
-    own = {plan.base_id: plan.top_id, plan.top_id: plan.child_id}
+def _nobody_else(plan: MergePlan, chain: Sequence[str], facts: DiskFacts) -> None:
+    problems = shared(chain, facts)
+    for volume_id in (*plan.removed, plan.top_id):
+        if volume_id in problems:
+            raise problems[volume_id]
+
+
+def shared(chain: Sequence[str], facts: DiskFacts) -> dict[str, errors.VolumeInUse]:
+    """The volumes of a chain that no merge may touch: a template's, and those with a child besides the one above."""
+    found: dict[str, errors.VolumeInUse] = {}
+    own: dict[str, str | None] = dict(zip(chain, (*chain[1:], None), strict=True))
     for volume in facts.storage.volumes.values():
         for parent in {volume.parent_id, volume.backing_id} & own.keys():
             if parent is not None and volume.volume_id != own[parent]:
-                raise errors.VolumeInUse(volume_id=parent, by=f"volume {volume.volume_id}")
+                found[parent] = errors.VolumeInUse(volume_id=parent, by=f"volume {volume.volume_id}")
+    for volume_id in chain:
+        if facts.storage.volumes[volume_id].volume_type == "shared":
+            found[volume_id] = errors.VolumeInUse(volume_id=volume_id, by="the clones of its template")
+    return found
 
 
 def ours(plan: MergePlan, job: Job) -> bool:
@@ -328,7 +361,14 @@ def recorded(plan: MergePlan, facts: DiskFacts) -> Verdict:
         return Verdict(Do.UNKNOWN, f"the child's parent is {above.parent_id}, its backing file {above.backing_id}")
     if above is None and facts.storage.leaf != plan.base_id:
         return Verdict(Do.UNKNOWN, f"the storage's leaf is {facts.storage.leaf}")
+    kept = [one for one in plan.between if one in facts.storage.volumes and not _dropped(facts, one)]
+    if kept:
+        return Verdict(Do.UNKNOWN, f"volume {kept[0]}, which went down with top, is not marked yet")
     return _grown(base, facts.storage.volumes.get(plan.top_id))
+
+
+def _dropped(facts: DiskFacts, volume_id: str) -> bool:
+    return facts.storage.volumes[volume_id].legality == "illegal"
 
 
 def _grown(base: Volume, top: Volume | None) -> Verdict:
@@ -340,48 +380,3 @@ def _grown(base: Volume, top: Volume | None) -> Verdict:
 def returned(before: int, base_now: int) -> int:
     """Bytes that came back: what base and top took before, less what base takes now."""
     return max(0, before - base_now)
-
-
-# -- a new snapshot ---------------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Leaf:
-    """One disk of a new snapshot: `volume_id` is put on `parent_id`."""
-
-    disk_id: str
-    volume_id: str
-    parent_id: str
-
-
-def switched(leaf: Leaf, facts: DiskFacts) -> Verdict:
-    """Is the new volume the leaf, on the storage and for a living QEMU?"""
-    if facts.unknown:
-        return Verdict(Do.UNKNOWN, facts.unknown)
-    if leaf.volume_id not in facts.storage.volumes:
-        return Verdict(Do.ASK, "the new volume does not exist")
-    if facts.qemu.alive and facts.qemu.leaf != leaf.volume_id:
-        return Verdict(Do.ASK, "QEMU writes to the old volume")
-    if facts.storage.leaf != leaf.volume_id:
-        return Verdict(Do.ASK, "the new volume is not yet the leaf on the storage")
-    if facts.qemu.alive and facts.libvirt.chain[:1] != (leaf.volume_id,):
-        return Verdict(Do.UNKNOWN, "libvirt's XML does not name the new volume yet")
-    return Verdict(Do.GO_ON, "the new volume is the leaf")
-
-
-class Left(enum.Enum):
-    """What an unfinished create left behind on one disk."""
-
-    NOTHING = "nothing"
-    UNUSED = "unused"  # the new volume exists, and QEMU's own monitor shows that it is not used
-    LEAF = "leaf"  # it is in use, or may be the next start's leaf: the create goes forward
-
-
-def left(leaf: Leaf, facts: DiskFacts) -> Left:
-    """An empty overlay over the old leaf is right whether or not QEMU switched; so it goes only when a living QEMU
-    is seen to run without it. Call it with facts that are not `unknown`."""
-    if leaf.volume_id not in facts.storage.volumes:
-        return Left.NOTHING
-    if facts.qemu.alive and leaf.volume_id not in facts.qemu.chain and leaf.parent_id in facts.qemu.chain:
-        return Left.UNUSED
-    return Left.LEAF

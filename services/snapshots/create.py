@@ -16,10 +16,11 @@ from chassis import logs
 from chassis.database import after_commit
 from chassis.steps import DONE, UNDONE, Flow, FlowKind, FlowRow, GoOn, Look, Step, Unknown
 from contracts import errors, hostagent
-from services.snapshots import chain, jobs, peers, removal, store, store_jobs
-from services.snapshots.chain import Do, Left
+from services.snapshots import asking, chain, jobs, leaves, peers, store, store_jobs
+from services.snapshots.chain import Do
 from services.snapshots.desk import Desk
 from services.snapshots.facts import DiskFacts
+from services.snapshots.leaves import Left
 
 NAME = "snapshot"
 ACTION = "taking a snapshot"
@@ -57,7 +58,7 @@ class Create:
     # -- switch: every new volume is the leaf, on the storage and for a living QEMU -----------------------
 
     def switched(self, flow: Flow) -> Look:
-        verdicts = [chain.switched(_leaf(line), self._look(flow, line)) for line in flow.data["disks"]]
+        verdicts = [leaves.switched(_leaf(line), self._look(flow, line)) for line in flow.data["disks"]]
         for verdict in verdicts:
             if verdict.do is Do.UNKNOWN:
                 raise Unknown(errors.VmUnsure(vm_id=flow.subject, reason=verdict.why))
@@ -83,7 +84,7 @@ class Create:
         for facts in seen.values():
             if facts.unknown:
                 raise Unknown(errors.VmUnsure(vm_id=flow.subject, reason=facts.unknown))
-        found = {line["disk_id"]: chain.left(_leaf(line), seen[line["disk_id"]]) for line in flow.data["disks"]}
+        found = {line["disk_id"]: leaves.left(_leaf(line), seen[line["disk_id"]]) for line in flow.data["disks"]}
         if Left.LEAF in found.values():
             raise GoOn("a new volume is the leaf or may become it")
         for line in flow.data["disks"]:
@@ -153,8 +154,8 @@ class Create:
             )
 
 
-def _leaf(line: Mapping[str, Any]) -> chain.Leaf:
-    return chain.Leaf(line["disk_id"], line["volume_id"], line["parent_id"])
+def _leaf(line: Mapping[str, Any]) -> leaves.Leaf:
+    return leaves.Leaf(line["disk_id"], line["volume_id"], line["parent_id"])
 
 
 def _ref(line: Mapping[str, Any]) -> dict[str, Any]:
@@ -185,7 +186,7 @@ def begin(desk: Desk, request: dict[str, Any]) -> dict[str, Any]:
     if job is not None:
         return job
     vm = desk.peers.vm(request["vm_id"])
-    removal.refuse_between(vm, ACTION, "running, paused or down")
+    asking.refuse_between(vm, ACTION, "running, paused or down")
     chosen = choose(desk, vm, request["disk_ids"])
     _refuse_busy(desk, chosen)
     host_id = look_at_all(desk, vm, chosen)

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import datetime
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from typing import cast
+from typing import Any, cast
 
 from chassis.database import Database
 from chassis.frame import Frame
@@ -15,10 +16,11 @@ from services.snapshots.settings import SnapshotsSettings
 
 @dataclass
 class Desk:
-    """One per process, made by the door's `prepare`."""
+    """One per process, made by the door's `prepare`. `gather`: a function of many things, some at the same time."""
 
     frame: Frame
     peers: Peers
+    gather: Callable[[Callable[[Any], Any], Iterable[Any]], list[Any]] = lambda fn, items: [fn(item) for item in items]
 
     @property
     def db(self) -> Database:

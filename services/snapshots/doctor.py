@@ -166,8 +166,7 @@ def _discard(desk: Desk, seen: Look, named: list[str]) -> list[str]:
     top, *below = sorted(named, key=lambda id_: (-len(storage.below(id_)), id_))
     _ask(desk, seen, hostagent.discard_volume, volume_id=top, below=below)
     with desk.db.write() as session:
-        for volume_id in (top, *below):
-            store.forget_volume(session, volume_id)
+        store.forget_volumes(session, (top, *below))
     who = jobs.user()
     for volume_id in (top, *below):
         sentence = f"volume {volume_id} of disk {seen.disk['id']} was in no chain: deleted for {who}"

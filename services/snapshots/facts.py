@@ -36,7 +36,8 @@ class Job:
 
 @dataclass(frozen=True)
 class Volume:
-    """One volume on the storage. `parent_id` is what `.meta` says, `backing_id` what the qcow2 header says."""
+    """One volume on the storage. `parent_id` is what `.meta` says, `backing_id` what the qcow2 header says, by the name
+    `backing`."""
 
     volume_id: str
     parent_id: str | None
@@ -46,6 +47,7 @@ class Volume:
     actual_size: int
     legality: str
     volume_type: str
+    backing: str | None = None
 
 
 @dataclass(frozen=True)
@@ -172,4 +174,5 @@ def _volume(told: Mapping[str, Any]) -> Volume:
         told["actual_size"],
         told["legality"],
         told["volume_type"],
+        told.get("backing"),
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import datetime
 import hashlib
 import json
+import uuid
 from collections.abc import Mapping
 from typing import Any
 
@@ -15,6 +16,7 @@ from chassis.steps import DONE, UNDONE, FlowRow
 from contracts import errors
 from contracts import snapshots as promises
 from services.snapshots import store_jobs as store
+from services.snapshots import store_removals
 from services.snapshots.store_jobs import JobRow, MergeRow
 
 STEPS = {
@@ -34,7 +36,7 @@ def view(session: Session, row: JobRow) -> dict[str, Any]:
     return {
         **{key: getattr(row, key) for key in _PLAIN},
         "steps": _steps(row),
-        "progress": _progress(row),
+        "progress": progress_of(row),
         "reason": reason(row.reason),
         "cancellable": cancellable(session, row),
         "created_at": clock.iso(row.created_at),
@@ -48,21 +50,23 @@ _PLAIN = (
 )
 
 
-def merge_view(merge: MergeRow, row: JobRow) -> dict[str, Any]:
+def merge_view(merge: MergeRow, row: JobRow, snapshot_ids: list[str]) -> dict[str, Any]:
     """contracts.snapshots.Merge."""
-    shared = ("id", "removal_id", "vm_id", "disk_id", "snapshot_id", "base_id", "top_id", "bytes_merged")
+    shared = ("id", "removal_id", "vm_id", "disk_id", "base_id", "top_id", "bytes_merged", "bytes_returned", "stall")
     return {
-        **{key: getattr(merge, key) for key in (*shared, "bytes_returned", "stall")},
+        **{key: getattr(merge, key) for key in shared},
+        "snapshot_ids": snapshot_ids,
+        "layers": len(merge.plan.dropped),
         "kind": merge.plan.kind,
         "state": row.state,
         "step": row.step,
-        "progress": _progress(row),
+        "progress": progress_of(row),
         "reason": reason(row.reason),
         "version": row.version,
     }
 
 
-def _progress(row: JobRow) -> dict[str, int | bool]:
+def progress_of(row: JobRow) -> dict[str, int | bool]:
     goes_on = row.state == "running"
     return {"cur": row.cur, "end": row.end, "rate": row.rate if goes_on else 0, "behind": row.behind and goes_on}
 
@@ -112,6 +116,11 @@ def begun(session: Session, job_id: str, hashed: str) -> dict[str, Any] | None:
     return view(session, row)
 
 
+def part_id(removal_id: str, disk_id: str, position: int) -> str:
+    """The id of a removal's merge: it follows from the removal's, so that asking twice makes no second one."""
+    return str(uuid.uuid5(uuid.UUID(removal_id), disk_id if position == 1 else f"{disk_id}/{position}"))
+
+
 def user() -> str:
     return context.current().user or "unknown"
 
@@ -124,7 +133,8 @@ def tell(session: Session, row: JobRow) -> None:
     outbox.tell(session, promises.job_changed, view(session, row))
     if row.kind == "merge":
         finished = promises.merge_finished if row.state in ENDED else promises.merge_changed
-        outbox.tell(session, finished, merge_view(store.merge(session, row.id), row))
+        removes = store_removals.snapshots_of(session, [row.id])[row.id]
+        outbox.tell(session, finished, merge_view(store.merge(session, row.id), row, removes))
 
 
 def moved(session: Session, row: FlowRow, now: datetime.datetime, **more: Any) -> JobRow:
@@ -171,7 +181,8 @@ def pace(session: Session, job_id: str, now: datetime.datetime, *, behind: bool)
     row = store.change(session, job_id, behind=behind)
     tell(session, row)
     if behind:
-        outbox.tell(session, promises.merge_behind, merge_view(store.merge(session, job_id), row))
+        removes = store_removals.snapshots_of(session, [job_id])[job_id]
+        outbox.tell(session, promises.merge_behind, merge_view(store.merge(session, job_id), row, removes))
     if row.parent_id is not None:
         sum_up(session, row.parent_id, now, force=True)
     return True

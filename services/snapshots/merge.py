@@ -1,4 +1,5 @@
-"""The merge of one disk: top is merged down into base under the running VM. The flow, read from the top.
+"""One merge of a disk: top, and what lies between, is merged down into base under the running VM. The flow, read from
+the top.
 
 What is believed: QEMU, then the storage, then libvirt, then our database; the decisions are in chain.py.
 """
@@ -15,7 +16,7 @@ from sqlalchemy.orm import Session
 from chassis import logs
 from chassis.steps import DONE, STUCK, UNDONE, Failed, Flow, FlowKind, FlowRow, GoOn, Look, Step, Unknown
 from contracts import errors, hostagent
-from services.snapshots import chain, jobs, pace, peers, removal, store, store_jobs
+from services.snapshots import chain, jobs, pace, peers, removal, store, store_jobs, store_removals
 from services.snapshots.chain import Do, Verdict
 from services.snapshots.desk import Desk
 from services.snapshots.facts import DiskFacts
@@ -57,17 +58,14 @@ class Merge:
         row, facts = self._look(flow)
         with self.desk.db.read() as session:
             known = store.chain_of(session, row.disk_id)
-            promised = store_jobs.promised(session, row.domain_id, flow.id)
-            restorable = store.snapshot(session, row.snapshot_id)["restorable"]
+            marked = store_removals.restorable_of(session, flow.id)
         with peers.patient():
-            plan = chain.plan_merge(row.vm_id, known, row.base_id, facts)
-        chain.room(plan, row.domain_id, facts.storage.free, promised, row.reserve)
-        if restorable:  # who takes it away may give it back, where nothing came of the merge
-            flow.save(marked=True)
+            plan = chain.plan_merge(row.vm_id, known, row.plan.removed, facts)
+        flow.save(marked=marked)  # who takes restorability away may give it back, where nothing came of the merge
         with flow.write() as session:
+            store_jobs.shut_gate(session)  # no two promise the same space
+            _find_room(session, plan, row, facts.storage.free)
             keep_plan(session, flow.id, plan, facts)
-            # before the first byte is copied: from then on base is a mixture of two moments
-            store.change_snapshot(session, row.snapshot_id, restorable=False)
 
     # -- extend: base is large enough ---------------------------------------------------------------------
 
@@ -163,11 +161,11 @@ class Merge:
         _look_of(row, chain.recorded(row.plan, facts))
         with flow.write() as session:
             if not store_jobs.merge(session, flow.id).recorded:
-                store.record_merge(session, row.plan, row.snapshot_id)
+                store.record_merge(session, row.plan)
                 store_jobs.change_merge(session, flow.id, recorded=True)
                 store.keep_sizes(session, {id_: seen.actual_size for id_, seen in facts.storage.volumes.items()})
 
-    # -- discard: top is gone -----------------------------------------------------------------------------
+    # -- discard: top and what lay between are gone -------------------------------------------------------
 
     def discarded(self, flow: Flow) -> Look:
         return _settled(self._row(flow).discarded)
@@ -175,13 +173,14 @@ class Merge:
     def discard(self, flow: Flow) -> None:
         row, facts = self._look(flow)
         plan = row.plan
-        request = {"vm_id": row.vm_id, "disk": _ref(row), "volume_id": plan.top_id, "claim": peers.claim_of(flow)}
+        doomed = {"volume_id": plan.top_id, "below": list(plan.between)}
+        request = {"vm_id": row.vm_id, "disk": _ref(row), **doomed, "claim": peers.claim_of(flow)}
         with peers.patient():
             self.desk.peers.ask(row.host_id, hostagent.discard_volume, request)
-        top = facts.storage.size(plan.top_id) or plan.copy
-        back = chain.returned(row.before + top, facts.storage.size(plan.base_id))
+        gone = sum(facts.storage.size(volume_id) for volume_id in plan.dropped) or plan.copy
+        back = chain.returned(row.before + gone, facts.storage.size(plan.base_id))
         with flow.write() as session:
-            store.forget_volume(session, plan.top_id)
+            store.forget_volumes(session, plan.dropped)
             store_jobs.change_merge(session, flow.id, discarded=True, bytes_returned=back)
 
     # -- every move ---------------------------------------------------------------------------------------
@@ -195,7 +194,7 @@ class Merge:
             more = {"result": _result(merge), "cur": end, "end": end, "rate": 0}
         jobs.moved(session, row, self.desk.now(), **more)
         if new in (DONE, UNDONE):
-            store.unlock(session, merge.removal_id, merge.disk_id)
+            removal.ended(self.desk, session, merge)
         if new in (DONE, UNDONE, STUCK):
             removal.let_in(self.desk, session)
         if old != new:
@@ -284,9 +283,20 @@ def counted(flow: Flow) -> Iterator[None]:
         raise
 
 
+def _find_room(session: Session, plan: chain.MergePlan, row: MergeRow, free: int) -> None:
+    """Raises NoSpace, or Unknown while others are at work: they give space back when they end."""
+    promised = store_jobs.promised(session, row.domain_id, row.id)
+    others = store_jobs.others_at_work(session, row.domain_id, row.id)
+    with peers.patient((errors.NoSpace,) if others else ()):
+        chain.room(plan, row.domain_id, free, promised, row.reserve)
+
+
 def keep_plan(session: Session, merge_id: str, plan: chain.MergePlan, facts: DiskFacts) -> None:
-    """The plan of the merge, as it was computed from these facts."""
-    ends = {"base_id": plan.base_id, "top_id": plan.top_id, "child_id": plan.child_id}
+    """The plan of the merge, as it was computed from these facts. Its snapshots are not restorable from then on, before
+    the first byte is copied: base becomes a mixture of several moments."""
+    for snapshot_id in store_removals.snapshots_of(session, [merge_id])[merge_id]:
+        store.change_snapshot(session, snapshot_id, restorable=False)
+    ends = {"child_id": plan.child_id, "between": list(plan.between)}
     sizes = {"copy_bytes": plan.copy, "needs": plan.needs, "returns": plan.returns}
     before = facts.storage.size(plan.base_id)
     store_jobs.change_merge(session, merge_id, planned=True, before=before, **ends, **sizes)
@@ -332,7 +342,8 @@ def _ref(row: MergeRow) -> dict[str, Any]:
 
 def _merge_ask(flow: Flow, row: MergeRow) -> dict[str, Any]:
     """contracts.hostagent.MergeAsk."""
-    return {"vm_id": row.vm_id, "disk": _ref(row), **_ends(row), "claim": peers.claim_of(flow)}
+    between = {"between": list(row.plan.between)}
+    return {"vm_id": row.vm_id, "disk": _ref(row), **_ends(row), **between, "claim": peers.claim_of(flow)}
 
 
 def _ends(row: MergeRow) -> dict[str, Any]:

@@ -1,16 +1,14 @@
-"""A removal: what a user asked for. It becomes one merge per disk; each has its own result.
+"""A removal: what a user asked for, as merges of many disks; each part has its own result.
 
 It needs no step of the runner's, so it is no flow: the transactions in which its merges move also move it (`settle`
-is the one function that does). Merges wait for a place on their host and on their domain, and the transaction that
-ends one lets the next one in; nothing polls. Many snapshots and many VMs fit: a removal is a list of merges.
+is the one function that does). Merges wait for a place on their host and on their domain, and behind each other on one
+disk; the transaction that ends one lets the next one in; nothing polls.
 """
 
 from __future__ import annotations
 
 import dataclasses
-import uuid
-from collections.abc import Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sqlalchemy.orm import Session
@@ -18,157 +16,147 @@ from sqlalchemy.orm import Session
 from chassis import context, logs
 from chassis.database import after_commit
 from contracts import errors, hostagent
-from services.snapshots import chain, jobs, peers, store, store_jobs
+from services.snapshots import draft, jobs, peers, store, store_jobs, store_removals, views
 from services.snapshots.desk import Desk
-from services.snapshots.facts import DiskFacts
-from services.snapshots.store_jobs import JobRow
+from services.snapshots.draft import Draft
+from services.snapshots.planning import Planned, Wanted
+from services.snapshots.store_jobs import JobRow, MergeRow
 
-ACTION = "removing a snapshot"
 _log = logs.get("snapshots")
-
-
-@dataclass(frozen=True)
-class Item:
-    """One disk of a removal, as it was planned."""
-
-    merge_id: str
-    plan: chain.MergePlan
-    host_id: str
-    domain: Mapping[str, Any]
-    facts: DiskFacts
+Body = dict[str, Any]
 
 
 # -- the request ------------------------------------------------------------------------------------------
 
 
-def begin(desk: Desk, request: dict[str, Any]) -> dict[str, Any]:
-    """Refuse or start: contracts.snapshots.remove_snapshot."""
+def begin_one(desk: Desk, request: Body) -> Body:
+    """All disks of one snapshot: contracts.snapshots.remove_snapshot."""
+    ways = {"snapshots": [request["id"]], "disk_snapshots": None, "filter": None}
+    job_id = _begin(desk, request, lambda: draft.named(desk, ways))
+    with desk.db.read() as session:
+        return jobs.view(session, store_jobs.job(session, job_id))
+
+
+def begin(desk: Desk, request: Body) -> Body:
+    """Many of them, or only the plan: contracts.snapshots.remove_snapshots."""
+    return _planned_or_begun(desk, request, lambda: draft.named(desk, request))
+
+
+def retry(desk: Desk, request: Body) -> Body:
+    """What another removal has left: contracts.snapshots.retry_removal."""
+    return _planned_or_begun(desk, request, lambda: draft.left_over(desk, request["id"]))
+
+
+def _planned_or_begun(desk: Desk, request: Body, name: Callable[[], list[Wanted]]) -> Body:
+    if request["dry_run"]:
+        return views.planned(desk, request["job_id"], draft.make(desk, name()))
+    return get(desk, {"id": _begin(desk, request, name)})
+
+
+def get(desk: Desk, request: Body) -> Body:
+    """contracts.snapshots.Removal. Raises NotFound."""
+    with desk.db.read() as session:
+        return views.begun(desk, session, _removal(session, request["id"]))
+
+
+def _removal(session: Session, removal_id: str) -> JobRow:
+    job = store_jobs.job(session, removal_id)
+    if job.kind != "removal":
+        raise errors.NotFound(kind="removal", id=removal_id)
+    return job
+
+
+def _begin(desk: Desk, request: Mapping[str, Any], name: Callable[[], list[Wanted]]) -> str:
+    """Refuse or start, or find what the same request began; answers the removal's id."""
+    removal_id: str = request["job_id"]
     hashed = jobs.body_hash("removal", request)
     with desk.db.read() as session:
-        job = jobs.begun(session, request["job_id"], hashed)
-        if job is not None:
-            return job
-        snapshot = store.snapshot(session, request["id"])
-        _refuse_unfinished(snapshot)
-        store.refuse_locked(session, [line["disk_id"] for line in snapshot["disks"]])
-    items = plan(desk, snapshot, request["job_id"])
+        if jobs.begun(session, removal_id, hashed) is not None:
+            return removal_id
+    made = draft.make(desk, name())
     with desk.db.write() as session:
-        return jobs.begun(session, request["job_id"], hashed) or _start(
-            desk, session, snapshot, items=items, request=request, hashed=hashed
-        )
+        if jobs.begun(session, removal_id, hashed) is None:
+            _start(desk, session, _still(session, made), removal_id=removal_id, request=request, hashed=hashed)
+    return removal_id
 
 
-def _refuse_unfinished(snapshot: Mapping[str, Any]) -> None:
-    if snapshot["state"] != "ok" and snapshot["disks"]:
-        raise errors.DiskBusy(disk_id=snapshot["disks"][0]["disk_id"], flow_id=snapshot["job_id"])
-
-
-def plan(desk: Desk, snapshot: Mapping[str, Any], removal_id: str) -> list[Item]:
-    """Look at every disk and refuse what cannot be merged. A place for offline merges is here: a VM that is down."""
-    vm = desk.peers.vm(snapshot["vm_id"])
-    host_id = running_on(vm, ACTION)
-    desk.peers.host_up(host_id)
-    plugged = {disk["id"]: disk for disk in vm["disks"]}
-    items = []
-    for line in snapshot["disks"]:
-        disk = plugged.get(line["disk_id"])
-        if disk is None:
-            reason = f"the disk is not plugged in VM {vm['id']}"
-            raise errors.ChainDiffers(disk_id=line["disk_id"], reason=reason)
-        items.append(_plan_disk(desk, vm, host_id, disk, base_id=line["volume_id"], removal_id=removal_id))
-    return items
-
-
-def _plan_disk(
-    desk: Desk, vm: Mapping[str, Any], host_id: str, disk: Mapping[str, Any], *, base_id: str, removal_id: str
-) -> Item:
-    domain = desk.peers.active_domain(disk["domain_id"])
-    merge_id = str(uuid.uuid5(uuid.UUID(removal_id), disk["id"]))
-    facts = desk.peers.look(host_id, vm["id"], peers.disk_ref(disk["id"], domain["id"], domain["path"]))
-    with desk.db.read() as session:
-        known = store.chain_of(session, disk["id"])
-        promised = store_jobs.promised(session, domain["id"], merge_id)
-    if base_id not in known:
-        raise errors.ChainDiffers(disk_id=disk["id"], reason=f"the snapshot's volume {base_id} is not in the chain")
-    made = chain.plan_merge(vm["id"], known, base_id, facts)
-    chain.room(made, domain["id"], facts.storage.free, promised, desk.settings.reserve(domain["total"]))
-    return Item(merge_id, made, host_id, domain, facts)
-
-
-def running_on(vm: Mapping[str, Any], action: str) -> str:
-    """The host on which the VM's QEMU lives. Raises VmWrongState, VmUnsure, HostNotUp."""
-    if vm["state"] in ("running", "paused") and vm["host_id"]:
-        return str(vm["host_id"])
-    refuse_between(vm, action, "running")
-    action = f"{action} (offline merges come with a later version)" if vm["state"] == "down" else action
-    raise errors.VmWrongState(vm_id=vm["id"], state=vm["state"], action=action, needs="running")
-
-
-def refuse_between(vm: Mapping[str, Any], action: str, needs: str) -> None:
-    """Refuse a VM of which nobody can say where and whether it runs. Raises VmUnsure, HostNotUp, VmWrongState."""
-    if vm["state"] == "unsure":
-        raise errors.VmUnsure(vm_id=vm["id"], reason=vm["reason"] or "they disagree")
-    if vm["state"] == "unknown":
-        raise errors.HostNotUp(host_id=vm["host_id"], state="silent")
-    if vm["state"] not in ("running", "paused", "down"):
-        raise errors.VmWrongState(vm_id=vm["id"], state=vm["state"], action=action, needs=needs)
+def _still(session: Session, made: Draft) -> Draft:
+    """What was planned and can still be begun. Raises the first refusal when that is nothing."""
+    now = set(store_removals.wanted(session, {one.snapshot_id for one in made.wanted}))
+    planned = [one for merge in made.merges for one in merge.wanted]
+    refused = {**made.refused, **draft.busy(session, planned)}
+    for one in planned:
+        if one not in now:  # a merge ended while we looked
+            refused.setdefault(one, errors.DiskBusy(disk_id=one.disk_id, flow_id="a job that ended just now"))
+    disks = {one.disk_id for one in planned if one in refused}
+    merges = tuple(merge for merge in made.merges if merge.plan.disk_id not in disks)
+    for one in planned:  # the rest of a chain that changed
+        if one.disk_id in disks:
+            refused.setdefault(one, errors.DiskBusy(disk_id=one.disk_id, flow_id="another request"))
+    if not merges:
+        raise next(refused[one] for one in made.wanted if one in refused)
+    return Draft(made.wanted, merges, refused)
 
 
 def _start(
-    desk: Desk,
-    session: Session,
-    snapshot: Mapping[str, Any],
-    *,
-    items: list[Item],
-    request: Mapping[str, Any],
-    hashed: str,
-) -> dict[str, Any]:
-    removal_id, vm_id, now = request["job_id"], snapshot["vm_id"], desk.now()
-    current = store.snapshot(session, snapshot["id"])
-    _refuse_unfinished(current)
-    if current["disks"] != snapshot["disks"]:  # a merge ended while we looked
-        raise errors.DiskBusy(disk_id=snapshot["disks"][0]["disk_id"], flow_id=current["job_id"] or "another job")
-    store.lock(session, [item.plan.disk_id for item in items], removal_id, vm_id)
-    shared = {"vm_id": vm_id, "snapshot_id": snapshot["id"], "user": jobs.user(), "created_at": now}
-    words = f"Remove snapshot {snapshot['description'] or snapshot['id']}"
-    end = sum(item.plan.copy for item in items)
-    line = {"id": removal_id, "kind": "removal", "step": "merge", "description": words, "body_hash": hashed}
-    store_jobs.add(session, **shared, **line, end=end)
-    of = {"parent_id": removal_id, "description": words}
-    for item in items:
-        _add_merge(desk, session, item, shared=shared, of=of, bandwidth=request["bandwidth"])
-    store.change_snapshot(session, snapshot["id"], state="removing", job_id=removal_id)
+    desk: Desk, session: Session, made: Draft, *, removal_id: str, request: Mapping[str, Any], hashed: str
+) -> None:
+    for vm_id, disk_id in sorted({(merge.plan.vm_id, merge.plan.disk_id) for merge in made.merges}):
+        store.lock(session, [disk_id], removal_id, vm_id)
+    end = sum(merge.plan.copy for merge in made.merges)
+    line = {"id": removal_id, "kind": "removal", "step": "merge", "body_hash": hashed, "end": end}
+    _add_job(desk, session, made.wanted, **line)
+    of: dict[Wanted, tuple[str, int]] = {}
+    for merge in made.merges:
+        merge_id = views.merge_id(removal_id, merge)
+        of |= {one: (merge_id, place) for place, one in enumerate(merge.wanted)}
+    store_removals.add_items(session, removal_id, made.wanted, of, made.refused)
+    for merge in made.merges:
+        _add_merge(desk, session, merge, removal_id, request["bandwidth"])
+    for snapshot_id in dict.fromkeys(one.snapshot_id for one in of):
+        store.change_snapshot(session, snapshot_id, state="removing", job_id=removal_id)
     jobs.tell(session, store_jobs.job(session, removal_id))
     let_in(desk, session)
-    if not items:
-        settle(desk, session, removal_id)
-    after_commit(session, lambda: _log.info(f"removal of {snapshot['id']}: begins with {len(items)} disks"))
-    return jobs.view(session, store_jobs.job(session, removal_id))
+    sentence = f"removal {removal_id}: begins with {len(of)} disks of snapshots in {len(made.merges)} merges"
+    after_commit(session, lambda: _log.info(f"{sentence}, {len(made.refused)} are refused", flow_id=removal_id))
 
 
-def _add_merge(
-    desk: Desk, session: Session, item: Item, *, shared: Mapping[str, Any], of: Mapping[str, Any], bandwidth: int
-) -> None:
-    line = {"id": item.merge_id, "kind": "merge", "disk_id": item.plan.disk_id, "end": item.plan.copy}
-    store_jobs.add(session, **shared, **of, **line, step="waiting", body_hash="")
-    plan = item.plan
+def _add_job(desk: Desk, session: Session, wanted: Sequence[Wanted], **line: Any) -> None:
+    """`vm_id` and `snapshot_id` where there is but one."""
+    vms, snapshots = {one.vm_id for one in wanted}, {one.snapshot_id for one in wanted}
+    only = {
+        "vm_id": min(vms) if len(vms) == 1 else None,
+        "snapshot_id": min(snapshots) if len(snapshots) == 1 else None,
+    }
+    about = {"description": draft.described(wanted), "user": jobs.user(), "created_at": desk.now()}
+    store_jobs.add(session, **only, **about, **line)
+
+
+def _add_merge(desk: Desk, session: Session, one: Planned, removal_id: str, bandwidth: int) -> None:
+    plan, merge_id = one.plan, views.merge_id(removal_id, one)
+    line = {"id": merge_id, "kind": "merge", "parent_id": removal_id, "disk_id": plan.disk_id, "end": plan.copy}
+    _add_job(desk, session, one.wanted, **line, step="waiting", body_hash="")
     store_jobs.add_merge(
         session,
-        id=item.merge_id,
-        removal_id=of["parent_id"],
+        id=merge_id,
+        removal_id=removal_id,
         vm_id=plan.vm_id,
         disk_id=plan.disk_id,
-        snapshot_id=shared["snapshot_id"],
+        position=one.position,
         base_id=plan.base_id,
         top_id=plan.top_id,
         child_id=plan.child_id,
-        host_id=item.host_id,
-        domain_id=item.domain["id"],
-        domain_path=item.domain["path"],
-        reserve=desk.settings.reserve(item.domain["total"]),
+        between=list(plan.between),
+        host_id=one.host_id,
+        domain_id=one.domain_id,
+        domain_path=one.domain_path,
+        reserve=one.reserve,
         bandwidth=bandwidth,
+        copy_bytes=plan.copy,
+        needs=plan.needs,
+        returns=plan.returns,
     )
-    jobs.tell(session, store_jobs.job(session, item.merge_id))
+    jobs.tell(session, store_jobs.job(session, merge_id))
 
 
 # -- places -----------------------------------------------------------------------------------------------
@@ -178,11 +166,15 @@ def let_in(desk: Desk, session: Session) -> None:
     """Start the flows of merges that wait, as far as the limits per host and per domain allow."""
     store_jobs.shut_gate(session)
     hosts, domains = store_jobs.taken(session, "host_id"), store_jobs.taken(session, "domain_id")
+    disks = store_jobs.working(session)
     for merge in store_jobs.waiting(session):
+        if merge.disk_id in disks:
+            continue
         host, domain = hosts.get(merge.host_id, 0), domains.get(merge.domain_id, 0)
         if host >= desk.settings.merges_per_host or domain >= desk.settings.merges_per_domain:
             continue
         hosts[merge.host_id], domains[merge.domain_id] = host + 1, domain + 1
+        disks.add(merge.disk_id)
         store_jobs.change_merge(session, merge.id, let_in=True)
         user = store_jobs.job(session, merge.id).user
         with context.use(dataclasses.replace(context.current(), user=user)):
@@ -198,19 +190,18 @@ def settle(desk: Desk, session: Session, removal_id: str) -> None:
     if not job.open:
         return
     before, parts = job.state, store_jobs.children(session, removal_id)
-    changes = _changes(parts)
+    changes = _changes(parts, store_removals.first_refusal(session, removal_id))
     if changes["state"] in jobs.ENDED:
-        _finish(session, job, parts)
         changes |= {"finished_at": desk.now(), "result": _result(session, removal_id, parts)}
     job = store_jobs.change(session, removal_id, **changes, **jobs.sums(parts), told_at=desk.now())
     jobs.tell(session, job)
     done = sum(part.state == "done" for part in parts)
-    sentence = f"removal of {job.snapshot_id}: is {job.state}, {done} of {len(parts)} disks are merged"
+    sentence = f"removal {removal_id}: is {job.state}, {done} of {len(parts)} merges are done"
     if job.state != before:
         after_commit(session, lambda: _log.info(sentence, flow_id=removal_id, state=job.state))
 
 
-def _changes(parts: list[JobRow]) -> dict[str, Any]:
+def _changes(parts: list[JobRow], refusal: Body | None) -> dict[str, Any]:
     """Running while anything moves; stuck when only a person can go on; done when all of it is gone."""
     states = {part.state for part in parts}
     first = next((part for part in parts if part.state == "stuck"), None)
@@ -218,38 +209,46 @@ def _changes(parts: list[JobRow]) -> dict[str, Any]:
         return {"state": "running", "reason": None, "action": None}
     if first is not None:
         return {"state": "stuck", "reason": first.reason, "action": first.action}
-    failed = next((part for part in parts if part.state == "undone"), None)
+    failed = next((part.reason for part in parts if part.state == "undone"), refusal)
     if failed is None:
         return {"state": "done", "reason": None, "action": None, "past": True}
-    return {"state": "undone", "reason": failed.reason, "action": None}
+    return {"state": "undone", "reason": failed, "action": None}
 
 
-def _finish(session: Session, job: JobRow, parts: list[JobRow]) -> None:
-    """The snapshot goes, or stays with the disks that could not be removed."""
-    store.unlock(session, job.id)
-    if job.snapshot_id is None:
+def ended(desk: Desk, session: Session, merge: MergeRow) -> None:
+    """A merge is over: its disk is free after the last one of the chain, its snapshots go, or stay with their rest."""
+    if not store_jobs.left_of_disk(session, merge.removal_id, merge.disk_id):
+        store.unlock(session, merge.removal_id, merge.disk_id)
+    for snapshot_id in store_removals.snapshots_of(session, [merge.id])[merge.id]:
+        if not store_removals.open_merges_of(session, merge.removal_id, snapshot_id):
+            _finish_snapshot(session, merge.removal_id, snapshot_id)
+
+
+def _finish_snapshot(session: Session, removal_id: str, snapshot_id: str) -> None:
+    if not store.disks_of(session, snapshot_id):
+        store.delete_snapshot(session, snapshot_id)
         return
-    if not store.disks_of(session, job.snapshot_id):
-        store.delete_snapshot(session, job.snapshot_id)
-        return
-    some = any(part.state == "done" for part in parts)
+    some = store_removals.any_done(session, removal_id, snapshot_id)
     changes: dict[str, Any] = {"partly_removed": True, "restorable": False} if some else {}
-    if not some and _came_to_nothing(store_jobs.kept(session, job.id)):
+    kept = store_removals.kept(session, removal_id, snapshot_id)
+    if not some and _came_to_nothing(kept, snapshot_id):
         changes = {"restorable": True}
-    store.change_snapshot(session, job.snapshot_id, state="ok", job_id=None, **changes)
+    store.change_snapshot(session, snapshot_id, state="ok", job_id=None, **changes)
 
 
-def _came_to_nothing(kept: list[dict[str, Any]]) -> bool:
-    """Of all merges that were planned: they took the snapshot's restorability away, and none has copied anything."""
-    return any(data.get("marked") for data in kept) and all(data.get("whole") for data in kept)
+def _came_to_nothing(kept: list[dict[str, Any]], snapshot_id: str) -> bool:
+    """Of all its merges that were planned: they took its restorability away, and none has copied anything."""
+    return any(snapshot_id in data.get("marked", ()) for data in kept) and all(data.get("whole") for data in kept)
 
 
 def _result(session: Session, removal_id: str, parts: list[JobRow]) -> dict[str, Any]:
     merges = {row.id: row for row in store_jobs.merges_of(session, removal_id)}
+    removes = store_removals.snapshots_of(session, merges)
     items: list[dict[str, Any]] = [
         {
             "merge_id": part.id,
             "disk_id": part.disk_id,
+            "snapshot_ids": removes[part.id],
             "state": part.state,
             "reason": jobs.reason(part.reason),
             "bytes_merged": merges[part.id].bytes_merged,
@@ -258,10 +257,22 @@ def _result(session: Session, removal_id: str, parts: list[JobRow]) -> dict[str,
         for part in parts
     ]
     sums = {key: sum(item[key] for item in items) for key in ("bytes_merged", "bytes_returned")}
-    return {**sums, "items": items}
+    refused = sum(item.refusal is not None for item in store_removals.items(session, removal_id))
+    return {**sums, "items": items, "refused": refused}
 
 
 # -- what a person asks for while it goes on --------------------------------------------------------------
+
+
+def cancel_removal(desk: Desk, request: Body) -> Body:
+    """What is not done yet does not happen: contracts.snapshots.cancel_removal. Raises NotFound, TooLate."""
+    with desk.db.write() as session:
+        job = _removal(session, request["id"])
+        if job.state == "done":
+            raise errors.TooLate(flow_id=job.id)
+        if job.open:
+            cancel(desk, session, job)
+        return views.begun(desk, session, _removal(session, job.id))
 
 
 def cancel(desk: Desk, session: Session, job: JobRow) -> None:
@@ -283,7 +294,7 @@ def cancel_merge(desk: Desk, session: Session, job: JobRow) -> bool:
         reason = errors.Cancelled(user=jobs.user()).to_wire()
         changed = store_jobs.change(session, job.id, state="undone", reason=reason, finished_at=desk.now())
         jobs.tell(session, changed)
-        store.unlock(session, merge.removal_id, merge.disk_id)
+        ended(desk, session, merge)
         settle(desk, session, merge.removal_id)
         return True
     try:

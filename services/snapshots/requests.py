@@ -8,7 +8,7 @@ from sqlalchemy.orm import Session
 
 from chassis import logs
 from contracts import errors
-from services.snapshots import jobs, peers, removal, store, store_jobs
+from services.snapshots import jobs, peers, removal, store, store_jobs, store_removals
 from services.snapshots.desk import Desk
 from services.snapshots.store_jobs import JobRow
 
@@ -41,13 +41,16 @@ def list_jobs(desk: Desk, request: Body) -> Body:
 def get_merge(desk: Desk, request: Body) -> Body:
     with desk.db.read() as session:
         merge = store_jobs.merge(session, request["id"])
-        return jobs.merge_view(merge, store_jobs.job(session, merge.id))
+        removes = store_removals.snapshots_of(session, [merge.id])[merge.id]
+        return jobs.merge_view(merge, store_jobs.job(session, merge.id), removes)
 
 
 def list_merges(desk: Desk, request: Body) -> Body:
     with desk.db.read() as session:
         rows, following, total = store_jobs.list_merges(session, request)
-    return {"items": [jobs.merge_view(*row) for row in rows], "next": following, "total": total}
+        removes = store_removals.snapshots_of(session, [merge.id for merge, _ in rows])
+    items = [jobs.merge_view(merge, row, removes[merge.id]) for merge, row in rows]
+    return {"items": items, "next": following, "total": total}
 
 
 def check_idle(desk: Desk, request: Body) -> Body:

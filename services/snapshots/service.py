@@ -22,7 +22,7 @@ class Snapshots(bus.Service):
 
     @classmethod
     def prepare(cls, frame: Frame) -> None:
-        frame.own["desk"] = Desk(frame, Peers(frame.client))
+        frame.own["desk"] = Desk(frame, Peers(frame.client), bus.gather)
 
     @classmethod
     def flows(cls, frame: Frame) -> tuple[Any, ...]:
@@ -55,11 +55,29 @@ class Snapshots(bus.Service):
 
     @bus.serves(promises.remove_snapshot)
     def remove_snapshot(self, request: Body) -> Body:
-        return removal.begin(self.desk, request)
+        return removal.begin_one(self.desk, request)
 
     @bus.serves(promises.get_chain)
     def get_chain(self, request: Body) -> Body:
         return requests.get_chain(self.desk, request)
+
+    # -- removals -----------------------------------------------------------------------------------------
+
+    @bus.serves(promises.remove_snapshots)
+    def remove_snapshots(self, request: Body) -> Body:
+        return removal.begin(self.desk, request)
+
+    @bus.serves(promises.retry_removal)
+    def retry_removal(self, request: Body) -> Body:
+        return removal.retry(self.desk, request)
+
+    @bus.serves(promises.get_removal)
+    def get_removal(self, request: Body) -> Body:
+        return removal.get(self.desk, request)
+
+    @bus.serves(promises.cancel_removal)
+    def cancel_removal(self, request: Body) -> Body:
+        return removal.cancel_removal(self.desk, request)
 
     # -- jobs and merges ----------------------------------------------------------------------------------
 

@@ -29,6 +29,9 @@ class SnapshotsSettings(FrameSettings):
         "a copy that has not come nearer to its end for so long is said to be behind what its guest writes",
         check=between(1, 86400),
     )
+    disks_per_removal: int = setting(
+        1000, "disks of snapshots in one removal: all of them are looked at before it begins", check=between(1, 100_000)
+    )
     snapshots_per_vm: int = setting(128, "longest chain: QEMU opens every file of it", check=between(1, 1000))
 
     def reserve(self, total: int | None) -> int:

@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from chassis import clock, outbox
 from contracts import errors
 from contracts import snapshots as promises
-from services.snapshots import chain
+from services.snapshots import chain, leaves
 from services.snapshots.tables import disk_locks, disks, snapshot_disks, snapshots, volumes
 
 # -- pages ------------------------------------------------------------------------------------------------
@@ -124,10 +124,12 @@ def keep_sizes(session: Session, sizes: Mapping[str, int]) -> None:
         session.execute(sa.update(volumes).where(volumes.c.id == volume_id).values(actual_size=size))
 
 
-def record_merge(session: Session, plan: chain.MergePlan, snapshot_id: str) -> None:
-    """The image of top lives in base from now on: what named top names base, and S has this disk no more."""
-    here = snapshot_disks.c.disk_id == plan.disk_id
-    session.execute(sa.delete(snapshot_disks).where(here, snapshot_disks.c.snapshot_id == snapshot_id))
+def record_merge(session: Session, plan: chain.MergePlan) -> None:
+    """The image of top lives in base from now on: what named top names base, and the snapshots whose volumes went down
+    have this disk no more."""
+    gone = snapshot_disks.c.volume_id.in_(plan.removed)
+    removed = list(session.scalars(sa.select(snapshot_disks.c.snapshot_id).where(gone)))
+    session.execute(sa.delete(snapshot_disks).where(gone))
     heir = snapshot_disks.c.volume_id == plan.top_id
     above = session.execute(sa.select(snapshot_disks.c.snapshot_id).where(heir)).scalar()
     session.execute(sa.update(snapshot_disks).where(heir).values(volume_id=plan.base_id))
@@ -135,14 +137,13 @@ def record_merge(session: Session, plan: chain.MergePlan, snapshot_id: str) -> N
         session.execute(sa.update(disks).where(disks.c.id == plan.disk_id).values(active_id=plan.base_id))
     else:
         session.execute(sa.update(volumes).where(volumes.c.id == plan.child_id).values(parent_id=plan.base_id))
-    session.execute(sa.update(volumes).where(volumes.c.id == plan.top_id).values(dropped=True))
-    change_snapshot(session, snapshot_id)
-    if above is not None:
-        change_snapshot(session, above)
+    session.execute(sa.update(volumes).where(volumes.c.id.in_(plan.dropped)).values(dropped=True))
+    for snapshot_id in (*removed, *(() if above is None else (above,))):
+        change_snapshot(session, snapshot_id)
 
 
-def forget_volume(session: Session, volume_id: str) -> None:
-    session.execute(sa.delete(volumes).where(volumes.c.id == volume_id, volumes.c.dropped))
+def forget_volumes(session: Session, volume_ids: Iterable[str]) -> None:
+    session.execute(sa.delete(volumes).where(volumes.c.id.in_(list(volume_ids)), volumes.c.dropped))
 
 
 # -- locks ------------------------------------------------------------------------------------------------
@@ -165,6 +166,12 @@ def refuse_locked(session: Session, disk_ids: Iterable[str]) -> None:
     held = session.execute(sa.select(disk_locks).where(disk_locks.c.disk_id.in_(list(disk_ids)))).first()
     if held is not None:
         raise errors.DiskBusy(disk_id=held.disk_id, flow_id=held.flow_id)
+
+
+def holders(session: Session, disk_ids: Iterable[str]) -> dict[str, str]:
+    """disk id -> the job that works on it."""
+    found = session.execute(sa.select(disk_locks).where(disk_locks.c.disk_id.in_(list(disk_ids))))
+    return {row.disk_id: row.flow_id for row in found}
 
 
 def unlock(session: Session, flow_id: str, disk_id: str | None = None) -> None:
@@ -197,7 +204,7 @@ def add_snapshot(session: Session, row: Mapping[str, Any], leaves: Mapping[str, 
     outbox.tell(session, promises.snapshot_changed, snapshot(session, row["id"]))
 
 
-def finish_snapshot(session: Session, snapshot_id: str, leaves: Iterable[chain.Leaf], **how: Any) -> None:
+def finish_snapshot(session: Session, snapshot_id: str, leaves: Iterable[leaves.Leaf], **how: Any) -> None:
     """The new volumes are the leaves."""
     for leaf in leaves:
         if session.execute(sa.select(volumes.c.id).where(volumes.c.id == leaf.volume_id)).first() is None:

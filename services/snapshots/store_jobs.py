@@ -28,7 +28,7 @@ class JobRow:
     id: str
     kind: str
     parent_id: str | None
-    vm_id: str
+    vm_id: str | None
     snapshot_id: str | None
     disk_id: str | None
     user: str
@@ -57,17 +57,18 @@ class JobRow:
 
 @dataclass(frozen=True)
 class MergeRow:
-    """The merge of one disk. Bytes everywhere; `before`: what base took when it was planned. `let_in`: its flow was
-    started (it waits for a place before)."""
+    """One merge of a disk, the `position`th of its chain in its removal. Bytes everywhere; `before`: what base took
+    when it was planned. `let_in`: its flow was started (it waits for a place before)."""
 
     id: str
     removal_id: str
     vm_id: str
     disk_id: str
-    snapshot_id: str
+    position: int
     base_id: str
     top_id: str
     child_id: str | None
+    between: list[str]
     host_id: str
     domain_id: str
     domain_path: str
@@ -88,7 +89,8 @@ class MergeRow:
     @property
     def plan(self) -> chain.MergePlan:
         ends = (self.base_id, self.top_id, self.child_id)
-        return chain.MergePlan(self.vm_id, self.disk_id, *ends, self.copy_bytes, self.needs, self.returns)
+        sizes = (self.copy_bytes, self.needs, self.returns)
+        return chain.MergePlan(self.vm_id, self.disk_id, *ends, *sizes, tuple(self.between))
 
 
 _JOB = [jobs.c[field.name] for field in dataclasses.fields(JobRow)]
@@ -126,8 +128,10 @@ def change(session: Session, job_id: str, **changes: Any) -> JobRow:
 
 
 def children(session: Session, parent_id: str) -> list[JobRow]:
-    """The merges of a removal as jobs, in their order."""
-    query = sa.select(*_JOB).where(jobs.c.parent_id == parent_id).order_by(jobs.c.created_at, jobs.c.id)
+    """The merges of a removal as jobs, by disk in their order."""
+    joined = jobs.join(merges, merges.c.id == jobs.c.id)
+    query = sa.select(*_JOB).select_from(joined).where(jobs.c.parent_id == parent_id)
+    query = query.order_by(merges.c.disk_id, merges.c.position)
     return [JobRow(*row) for row in session.execute(query)]
 
 
@@ -159,7 +163,7 @@ def merge(session: Session, merge_id: str) -> MergeRow:
 
 
 def add_merge(session: Session, **values: Any) -> None:
-    numbers = dict.fromkeys(("copy_bytes", "needs", "returns", "before", "bytes_merged", "bytes_returned"), 0)
+    numbers = dict.fromkeys(("before", "bytes_merged", "bytes_returned"), 0)
     flags = dict.fromkeys(("let_in", "planned", "recorded", "discarded"), False)
     session.execute(merges.insert().values({**numbers, **flags, **values}))
 
@@ -169,16 +173,9 @@ def change_merge(session: Session, merge_id: str, **changes: Any) -> None:
 
 
 def merges_of(session: Session, removal_id: str) -> list[MergeRow]:
-    query = sa.select(*_MERGE).where(merges.c.removal_id == removal_id).order_by(merges.c.id)
+    query = sa.select(*_MERGE).where(merges.c.removal_id == removal_id)
+    query = query.order_by(merges.c.disk_id, merges.c.position)
     return [MergeRow(*row) for row in session.execute(query)]
-
-
-def kept(session: Session, removal_id: str) -> list[dict[str, Any]]:
-    """What the flows of a removal's merges wrote down, of those that were planned."""
-    query = sa.select(flows.c.data).where(
-        flows.c.id == merges.c.id, merges.c.removal_id == removal_id, merges.c.planned
-    )
-    return list(session.scalars(query))
 
 
 def merging(session: Session, host_id: str, disk_id: str) -> MergeRow | None:
@@ -222,7 +219,30 @@ def waiting(session: Session) -> list[MergeRow]:
     """Merges that wait for a place, in the order in which they came."""
     joined = merges.join(jobs, jobs.c.id == merges.c.id)
     query = sa.select(*_MERGE).select_from(joined).where(~merges.c.let_in, jobs.c.state == "running")
-    return [MergeRow(*row) for row in session.execute(query.order_by(jobs.c.created_at, jobs.c.id))]
+    query = query.order_by(jobs.c.created_at, merges.c.position, jobs.c.id)
+    return [MergeRow(*row) for row in session.execute(query)]
+
+
+def working(session: Session) -> set[str]:
+    """The disks on which a merge is at work, or is stuck: the next one of their chain waits."""
+    joined = merges.join(jobs, jobs.c.id == merges.c.id)
+    query = sa.select(merges.c.disk_id).select_from(joined).where(merges.c.let_in, jobs.c.state.in_(OPEN))
+    return set(session.scalars(query))
+
+
+def left_of_disk(session: Session, removal_id: str, disk_id: str) -> int:
+    """How many merges of a removal on one disk have not ended."""
+    joined = merges.join(jobs, jobs.c.id == merges.c.id)
+    query = sa.select(sa.func.count()).select_from(joined)
+    where = (merges.c.removal_id == removal_id, merges.c.disk_id == disk_id, jobs.c.state.in_(OPEN))
+    return int(session.execute(query.where(*where)).scalar_one())
+
+
+def others_at_work(session: Session, domain_id: str, besides: str) -> bool:
+    """Whether another merge on the domain is at work that will give space back when it ends."""
+    joined = merges.join(jobs, jobs.c.id == merges.c.id)
+    where = (merges.c.domain_id == domain_id, merges.c.id != besides, merges.c.planned, jobs.c.state.in_(BUSY))
+    return session.execute(sa.select(merges.c.id).select_from(joined).where(*where).limit(1)).first() is not None
 
 
 def taken(session: Session, column: str) -> dict[str, int]:

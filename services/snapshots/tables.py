@@ -5,7 +5,8 @@ volumes          its chain; a `dropped` volume is merged and waits for its delet
 snapshots        what a user took
 snapshot_disks   the volume that holds a disk as it was
 jobs             every flow as users see it (a waiting merge has no flow yet)
-merges           what is special about the merge of one disk
+merges           what is special about one merge of a disk
+removal_items    what a removal is to remove, one disk of one snapshot each; which merge does it is said here alone
 disk_locks       one job per disk
 gate             one row that is locked while merges are let in, so that the limits hold with many instances
 """
@@ -75,7 +76,7 @@ jobs = sa.Table(
     sa.Column("id", _ID, primary_key=True),
     sa.Column("kind", sa.String(16), nullable=False),
     sa.Column("parent_id", _ID, index=True),
-    sa.Column("vm_id", _ID, nullable=False),
+    sa.Column("vm_id", _ID),
     sa.Column("snapshot_id", _ID),
     sa.Column("disk_id", _ID),
     sa.Column("user", sa.String(255), nullable=False),
@@ -108,10 +109,11 @@ merges = sa.Table(
     sa.Column("removal_id", _ID, nullable=False, index=True),
     sa.Column("vm_id", _ID, nullable=False),
     sa.Column("disk_id", _ID, nullable=False, index=True),
-    sa.Column("snapshot_id", _ID, nullable=False),
+    sa.Column("position", sa.Integer, nullable=False),
     sa.Column("base_id", _ID, nullable=False),
     sa.Column("top_id", _ID, nullable=False),
     sa.Column("child_id", _ID),
+    sa.Column("between", sa.JSON, nullable=False),
     sa.Column("host_id", _ID, nullable=False),
     sa.Column("domain_id", _ID, nullable=False),
     sa.Column("domain_path", sa.String(1024), nullable=False),
@@ -128,6 +130,20 @@ merges = sa.Table(
     sa.Column("stall", sa.JSON(none_as_null=True)),
     sa.Column("recorded", sa.Boolean, nullable=False),
     sa.Column("discarded", sa.Boolean, nullable=False),
+)
+
+removal_items = sa.Table(
+    "removal_items",
+    metadata,
+    sa.Column("removal_id", _ID, primary_key=True),
+    sa.Column("snapshot_id", _ID, primary_key=True),
+    sa.Column("disk_id", _ID, primary_key=True),
+    sa.Column("number", sa.Integer, nullable=False),
+    sa.Column("place", sa.Integer, nullable=False),
+    sa.Column("vm_id", _ID, nullable=False),
+    sa.Column("description", sa.String(1024), nullable=False),
+    sa.Column("merge_id", _ID, index=True),
+    sa.Column("refusal", sa.JSON(none_as_null=True)),
 )
 
 disk_locks = sa.Table(

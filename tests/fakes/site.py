@@ -156,6 +156,16 @@ class Site:
         """Ask for a removal; answers the job."""
         return self.call(snapshots.remove_snapshot, **{"id": snapshot_id, "job_id": new(), **more})
 
+    def remove_many(self, snapshot_ids: list[str] | None = None, **more: Any) -> Facts:
+        """Ask for a removal of many; answers it."""
+        return self.call(snapshots.remove_snapshots, **{"job_id": new(), "snapshots": snapshot_ids, **more})
+
+    def removal(self, removal_id: str) -> Facts:
+        return self.call(snapshots.get_removal, id=removal_id)
+
+    def retry(self, removal_id: str, **more: Any) -> Facts:
+        return self.call(snapshots.retry_removal, **{"id": removal_id, "job_id": new(), **more})
+
     def job(self, job_id: str) -> Facts:
         return self.call(snapshots.get_job, id=job_id)
 
@@ -165,7 +175,7 @@ class Site:
     def end_of(self, job: Facts, *states: str, timeout: float = 90.0) -> Facts:
         """The job once it has ended, or is in one of these states."""
         wanted = states or ("done", "undone")
-        return self.until(lambda: self._in(job["id"], wanted), f"job {job['kind']} {wanted}", timeout)
+        return self.until(lambda: self._in(job["id"], wanted), f"job {job.get('kind', '')} {wanted}", timeout)
 
     def until(self, look: Any, what: str, timeout: float = 60.0) -> Any:
         ends = time.monotonic() + timeout

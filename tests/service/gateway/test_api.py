@@ -69,6 +69,38 @@ def test_a_repeated_snapshot_request_names_one_job_and_one_snapshot(http: httpx.
     assert http.get(asked[0].headers["Location"].removeprefix("/api/v1")).status_code == 200
 
 
+def _snapshots(world: World, vm: Row, count: int = 2) -> list[str]:
+    flags = {"restorable": True, "partly_removed": False, "quiesced": False, "live": True, "state": "ok"}
+    rows = [world.put("snapshot", id=new(), vm_id=vm["id"], disks=[], job_id=None, **flags) for _ in range(count)]
+    return [row["id"] for row in rows]
+
+
+def test_a_removal_of_many_is_planned_begun_cancelled_and_retried(http: httpx.Client, world: World, vm: Row) -> None:
+    ids = _snapshots(world, vm)
+    planned = http.post("/removals", json={"filter": {"vm_id": vm["id"]}, "dry_run": True})
+    assert (planned.status_code, planned.json()["state"]) == (200, "planned"), planned.text
+    assert "Location" not in planned.headers
+    body = {"filter": {"vm_id": vm["id"]}, "expected_count": 2}
+    begun = http.post("/removals", json=body, headers={"Idempotency-Key": "all-of-it"})
+    assert (begun.status_code, begun.json()["snapshot_count"]) == (202, 2), begun.text
+    assert begun.headers["Location"] == f"/api/v1/jobs/{begun.json()['id']}"
+    id = begun.json()["id"]
+    assert [item["snapshot_id"] for item in http.get(f"/removals/{id}").json()["items"]] == ids
+    assert http.post(f"/removals/{id}/cancel").json()["state"] == "undone"
+    assert http.post(f"/removals/{id}/cancel").status_code == 409
+    again = http.post(f"/removals/{id}/retries", json={"bandwidth": 1024})
+    assert (again.status_code, again.json()["id"] == id) == (202, False)
+
+
+def test_a_filter_that_matches_another_number_is_a_conflict(http: httpx.Client, world: World, vm: Row) -> None:
+    _snapshots(world, vm)
+    wrong = http.post("/removals", json={"filter": {"vm_id": vm["id"]}, "expected_count": 7})
+    assert (wrong.status_code, wrong.json()["code"]) == (409, "count_differs")
+    assert wrong.json()["fields"] == {"found": 2, "expected": 7}
+    none = http.post("/removals", json={"snapshots": []})
+    assert (none.status_code, none.json()["code"]) == (409, "nothing_to_remove")
+
+
 def test_nics_get_the_same_ids_when_asked_twice(http: httpx.Client, world: World, vm: Row) -> None:
     body = {"name": "n", "cluster_id": vm["cluster_id"], "memory": 2**30, "nics": [{"name": "eth0"}, {"name": "eth1"}]}
     key = {"Idempotency-Key": new()}

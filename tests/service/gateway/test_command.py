@@ -61,6 +61,45 @@ def test_a_snapshot_is_taken_followed_and_removed(door: Door, world: World, vm: 
     assert [r["bandwidth"] for m, r in world.asked if m == "remove_snapshot" and r["id"] == id] == [10 * 2**20]
 
 
+def test_many_snapshots_are_planned_removed_and_retried(door: Door, world: World, vm: Row) -> None:
+    flags = {"restorable": True, "partly_removed": False, "quiesced": False, "live": True, "state": "ok"}
+    ids = [str(uuid.uuid4()) for _ in range(3)]
+    for id in ids:
+        world.put("snapshot", id=id, vm_id=vm["id"], disks=[], job_id=None, **flags)
+    plan = door.command("snapshot", "remove", "--vm", vm["name"], "--dry-run")
+    assert plan.code == 0, plan
+    assert "COMES BACK" in plan.out
+    wrong = door.command("snapshot", "remove", "--vm", vm["name"], "--expect", "2", "--yes")
+    assert (wrong.code, "matches 3 snapshots; 2 were expected" in wrong.err) == (4, True)
+    asked = door.command("snapshot", "remove", "--vm", vm["name"], "--older-than", "30d")
+    assert (asked.code, "3 snapshot(s) keep cannot be returned to" in asked.err) == (2, True), asked
+    removed = door.command("snapshot", "remove", *ids[:2], "--yes", "--bandwidth", "1M", "--no-wait", "--json")
+    assert removed.data["snapshot_count"] == 2
+    assert [r["bandwidth"] for m, r in world.asked if m == "remove_snapshots" and r["snapshots"] == ids[:2]] == [2**20]
+    removal_id = removed.data["id"]
+    assert door.command("removal", "show", removal_id, "--json").data["items"][0]["snapshot_id"] == ids[0]
+    cancelled = door.command("removal", "cancel", removal_id, "--yes")
+    assert (cancelled.code, "Cancelled by admin." in cancelled.out) == (0, True), cancelled
+    assert door.command("removal", "retry", removal_id, "--dry-run", "--json").data["state"] == "planned"
+    again = door.command("removal", "retry", removal_id, "--json")
+    assert (again.code, again.data["snapshot_count"]) == (0, 2), again
+    assert door.command("removal", "watch", again.data["id"]).code == 0
+
+
+def test_one_disk_of_snapshots_is_named_by_its_alias(door: Door, world: World, vm: Row) -> None:
+    flags = {"restorable": True, "partly_removed": False, "quiesced": False, "live": True, "state": "ok"}
+    id, disk = str(uuid.uuid4()), vm["disks"][0]
+    world.put("snapshot", id=id, vm_id=vm["id"], disks=[], job_id=None, **flags)
+    assert door.command("snapshot", "remove", id, "--vm", vm["name"], "--disk", disk["alias"], "--dry-run").code == 0
+    asked = [r["disk_snapshots"] for m, r in world.asked if m == "remove_snapshots"]
+    assert asked[-1] == [{"snapshot_id": id, "disk_id": disk["id"]}]
+
+
+def test_a_removal_that_names_nothing_or_two_ways_ends_with_2(door: Door) -> None:
+    for words in ((), ("--older-than", "soon"), (str(uuid.uuid4()), "--text", "x")):
+        assert door.command("snapshot", "remove", *words, "--dry-run").code == 2
+
+
 def test_a_job_is_waited_for_and_its_end_is_the_exit_code(door: Door, vm: Row) -> None:
     for how, code, said in (("", 0, ""), ("fail", 7, "The storage is full."), ("stick", 8, "Free 4 GiB")):
         job = door.command("snapshot", "create", vm["name"], "-d", how, "--no-wait", "--json").data

@@ -13,6 +13,7 @@ from typing import Any
 from contracts import errors, inventory, snapshots
 from contracts.promise import Rpc
 from tests.fakes.bus import Bus
+from tests.service.gateway.removals import Removals
 from tests.service.gateway.sick import Doctor
 
 Row = dict[str, Any]
@@ -35,8 +36,9 @@ class World:
     def __init__(self) -> None:
         self.rows: dict[str, dict[str, Row]] = {kind: {} for kind in (*_DEFAULTS, "snapshot", "job", "merge")}
         self.bodies: dict[str, Row] = {}
+        self.removals = Removals(self)
         self.asked: list[tuple[str, Row]] = []
-        self.doctor = Doctor(self._get, self.rows)
+        self.doctor = Doctor(self.get, self.rows)
         self._lock = threading.RLock()
 
     def serve(self, bus: Bus, *services: str) -> None:
@@ -68,7 +70,7 @@ class World:
             owner: Any = inventory if kind in _DEFAULTS else snapshots
             pairs.append((getattr(owner, f"list_{kind}s"), self._bound(self._list, kind)))
             if kind != "job":
-                pairs.append((getattr(owner, f"get_{kind}"), self._bound(self._get, kind)))
+                pairs.append((getattr(owner, f"get_{kind}"), self._bound(self.get, kind)))
         return pairs + self._verbs()
 
     def _verbs(self) -> list[tuple[Rpc, Callable[[Row], Row]]]:
@@ -81,19 +83,23 @@ class World:
             (snapshots.diagnose_disk, self.doctor.diagnose),
             (snapshots.repair_disk, self.doctor.repair),
             (snapshots.diagnose_domain, self.doctor.diagnose_domain),
-            (snapshots.create_snapshot, lambda r: self._job(r, "snapshot", r["vm_id"])),
+            (snapshots.create_snapshot, lambda r: self.job(r, "snapshot", r["vm_id"])),
             (snapshots.remove_snapshot, self._remove),
+            (snapshots.remove_snapshots, self.removals.begin),
+            (snapshots.retry_removal, self.removals.retry),
+            (snapshots.get_removal, lambda r: self.removals.told(self.get("job", r), "running")),
+            (snapshots.cancel_removal, lambda r: self.removals.told(self._cancel(r), "undone")),
             (snapshots.get_job, self._look_at_job),
             (snapshots.cancel_job, self._cancel),
-            (snapshots.resume_job, lambda r: self._get("job", r)),
-            (snapshots.limit_job, lambda r: self._get("job", r)),
+            (snapshots.resume_job, lambda r: self.get("job", r)),
+            (snapshots.limit_job, lambda r: self.get("job", r)),
         ]
 
     @staticmethod
     def _bound(fn: Callable[[str, Row], Row], kind: str) -> Callable[[Row], Row]:
         return lambda request: fn(kind, request)
 
-    def _get(self, kind: str, request: Row) -> Row:
+    def get(self, kind: str, request: Row) -> Row:
         if request["id"] not in self.rows[kind]:
             raise errors.NotFound(kind=kind, id=request["id"])
         return self.rows[kind][request["id"]]
@@ -132,29 +138,29 @@ class World:
         return {"id": request["id"]}
 
     def _versioned(self, kind: str, request: Row) -> Row:
-        row = self._get(kind, request)
+        row = self.get(kind, request)
         if row["version"] != request["version"]:
             raise errors.VersionMismatch(kind=kind, id=row["id"], has=row["version"], named=request["version"])
         return row
 
     def _power(self, request: Row, state: str) -> Row:
-        row = self._get("vm", request)
+        row = self.get("vm", request)
         if state == "running" and row["state"] == "running":
             raise errors.VmWrongState(vm_id=row["id"], state="running", action="start", needs="down")
         row.update(state=state, version=row["version"] + 1)
         return row
 
     def _chain(self, request: Row) -> Row:
-        disk = self._get("disk", {"id": request["disk_id"]})
+        disk = self.get("disk", {"id": request["disk_id"]})
         leaf = {"volume_id": disk["first_volume_id"], "parent_id": None, "snapshot_id": None, "description": ""}
         volumes = [leaf | {"active": True, "actual_size": 4096}]
         return {"disk_id": disk["id"], "vm_id": disk["vm_id"], "volumes": volumes, "facts": None}
 
     def _remove(self, request: Row) -> Row:
-        snapshot = self._get("snapshot", request)
-        return self._job(request, "removal", snapshot["vm_id"])
+        snapshot = self.get("snapshot", request)
+        return self.job(request, "removal", snapshot["vm_id"])
 
-    def _job(self, request: Row, kind: str, vm_id: str) -> Row:
+    def job(self, request: Row, kind: str, vm_id: str) -> Row:
         """Its progress moves with every look."""
         if vm_id not in self.rows["vm"]:
             raise errors.NotFound(kind="vm", id=vm_id)
@@ -181,7 +187,7 @@ class World:
         )
 
     def _look_at_job(self, request: Row) -> Row:
-        job = self._get("job", request)
+        job = self.get("job", request)
         if job["state"] != "running":
             return job
         job["version"] += 1
@@ -200,7 +206,7 @@ class World:
         job["action"] = "Free 4 GiB on the domain." if how == "stuck" else None
 
     def _cancel(self, request: Row) -> Row:
-        job = self._get("job", request)
+        job = self.get("job", request)
         if job["state"] != "running":
             raise errors.TooLate(flow_id=job["id"])
         job.update(state="undone", version=job["version"] + 1, finished_at=NOW)

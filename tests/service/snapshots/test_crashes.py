@@ -50,6 +50,19 @@ def test_an_internal_merge_survives(site: Site, host: FakeAgent, vm: str, point:
     _removed_with_a_crash(site, host, vm, snapshot, point)
 
 
+@pytest.mark.parametrize("point", MERGE)
+def test_two_ranges_of_one_chain_survive(site: Site, host: FakeAgent, vm: str, point: str) -> None:
+    taken = [site.taken(vm) for _ in range(5)]
+    ask = {"job_id": new(), "snapshots": [*taken[:2], *taken[3:]]}
+    _ask_and_die(site, _arm(site, point), snapshots.remove_snapshots, **ask)
+    site.restart()
+    removal = site.call(snapshots.remove_snapshots, **ask)
+    assert site.end_of(removal, timeout=90)["state"] == "done"
+    assert {item["state"] for item in site.removal(removal["id"])["items"]} == {"done"}
+    assert [one["id"] for one in site.call(snapshots.list_snapshots, vm_id=vm)["items"]] == [taken[2]]
+    assert site.agrees(host, vm)
+
+
 def _removed_with_a_crash(site: Site, host: FakeAgent, vm: str, snapshot: str, point: str) -> None:
     ask = {"id": snapshot, "job_id": new()}
     _ask_and_die(site, _arm(site, point), snapshots.remove_snapshot, **ask)

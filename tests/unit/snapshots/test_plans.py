@@ -7,14 +7,14 @@ import dataclasses
 import pytest
 
 from contracts import errors
-from services.snapshots import chain
-from services.snapshots.chain import Left
+from services.snapshots import chain, leaves
 from services.snapshots.facts import DiskFacts
+from services.snapshots.leaves import Left
 from tests.unit.snapshots.looks import ACTIVE, CHAIN, GIB, INTERNAL, job, look, volume
 
 
 def plan(base_id: str, facts: DiskFacts) -> chain.MergePlan:
-    return chain.plan_merge("vm", CHAIN, base_id, facts)
+    return chain.plan_merge("vm", CHAIN, [base_id], facts)
 
 
 def test_a_snapshot_in_the_middle_is_an_internal_merge() -> None:
@@ -139,7 +139,7 @@ def test_rows_that_form_no_chain_are_a_fault(parents: dict[str, str | None]) -> 
 
 # -- new snapshots ----------------------------------------------------------------------------------------
 
-LEAF = chain.Leaf("disk", "v3", "v2")
+LEAF = leaves.Leaf("disk", "v3", "v2")
 SWITCHED = {
     "done": (look(), chain.Do.GO_ON, Left.LEAF),
     "done, VM down": (look(gone=True), chain.Do.GO_ON, Left.LEAF),
@@ -153,9 +153,9 @@ SWITCHED = {
 
 @pytest.mark.parametrize(("facts", "do", "left"), SWITCHED.values(), ids=SWITCHED)
 def test_a_new_leaf(facts: DiskFacts, do: chain.Do, left: Left) -> None:
-    assert chain.switched(LEAF, facts).do is do
-    assert chain.left(LEAF, facts) is left
+    assert leaves.switched(LEAF, facts).do is do
+    assert leaves.left(LEAF, facts) is left
 
 
 def test_a_new_leaf_is_unknown_while_nobody_can_say() -> None:
-    assert chain.switched(LEAF, look(state="unreachable")).do is chain.Do.UNKNOWN
+    assert leaves.switched(LEAF, look(state="unreachable")).do is chain.Do.UNKNOWN

@@ -1,0 +1,295 @@
+"""Removals of many: one request, one plan, one job for a range, and each part with its own result."""
+
+from __future__ import annotations
+
+import pathlib
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from contracts import errors, snapshots
+from tests.fakes.agent import FakeAgent
+from tests.fakes.agent_storage import MIB
+from tests.fakes.process import Process
+from tests.fakes.site import Site, new
+
+Start = Callable[..., Process]
+
+
+def _left(site: Site, vm: str) -> list[str]:
+    listed = site.call(snapshots.list_snapshots, vm_id=vm, limit=1000)
+    return [one["id"] for one in listed["items"]]
+
+
+def _states(removal: dict[str, Any]) -> dict[tuple[str, str], str]:
+    return {(item["snapshot_id"], item["disk_id"]): item["state"] for item in removal["items"]}
+
+
+def test_six_of_eight_snapshots_go_in_one_request(
+    site: Site, host: FakeAgent, url: str, tmp_path: pathlib.Path
+) -> None:
+    site.service(url, tmp_path)
+    vm = site.vm(host, disks=2)
+    taken = [site.taken(vm, description=f"number {number}") for number in range(8)]
+    kept = [taken[2], taken[5]]
+    removal = site.remove_many([one for one in taken if one not in kept])
+    assert (removal["snapshot_count"], removal["description"]) == (6, "Remove 6 snapshots")
+    ended = site.end_of(removal, timeout=90)
+    assert (ended["state"], ended["kind"]) == ("done", "removal")
+    told = site.removal(removal["id"])
+    assert set(_states(told).values()) == {"done"}
+    assert len(told["items"]) == 12
+    assert [merge["layers"] for merge in told["merges"]] == [2] * 6
+    assert len(host.asked("start_commit")) == len(host.asked("discard_volume")) == 6
+    assert all(len(ask["below"]) == 1 for ask in host.asked("discard_volume"))
+    assert _left(site, vm) == kept
+    assert site.agrees(host, vm)
+    assert site.end_of(site.remove_many(kept))["state"] == "done"
+    assert [len(site.chain(disk)) for disk in site.disk_ids(vm)] == [1, 1]
+    assert site.agrees(host, vm)
+
+
+@pytest.mark.usefixtures("running")
+def test_a_dry_run_shows_the_plan_and_changes_nothing(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    first, second, third = (site.taken(vm) for _ in range(3))
+    before = site.call(snapshots.list_snapshots, vm_id=vm)
+    plan = site.remove_many([third, first], dry_run=True)
+    assert plan["state"] == "planned"
+    assert [merge["snapshot_ids"] for merge in plan["merges"]] == [[first], [third]]
+    assert [(merge["position"], merge["kind"]) for merge in plan["merges"]] == [(1, "internal"), (2, "active")]
+    assert {merge["direction"] for merge in plan["merges"]} == {"commit"}
+    assert [item["snapshot_id"] for item in plan["items"]] == [third, first]
+    (domain,) = plan["domains"]
+    assert (domain["merges"], domain["bytes_to_copy"]) == (2, 2 * 196_608)
+    assert domain["space_needed"] == 196_608  # one after the other, on one disk
+    assert site.call(snapshots.list_snapshots, vm_id=vm) == before
+    assert host.asked("start_commit") == []
+    with pytest.raises(errors.NotFound):
+        site.removal(plan["id"])
+    assert site.end_of(site.remove_many([first, second, third], job_id=plan["id"]))["state"] == "done"
+
+
+@pytest.mark.usefixtures("running")
+def test_a_filter_needs_the_count_that_it_matches(site: Site, host: FakeAgent) -> None:
+    vm, other = site.vm(host), site.vm(host)
+    nightly = [site.taken(vm, description=f"Nightly {number} 100%") for number in range(2)]
+    kept = [site.taken(vm, description="before upgrade"), site.taken(other, description="nightly of another")]
+    words: dict[str, Any] = {"filter": {"text": "NIGHTLY", "vm_id": vm}}
+    assert site.remove_many(**words, dry_run=True)["snapshot_count"] == 2
+    with pytest.raises(errors.CountDiffers) as caught:
+        site.remove_many(**words, expected_count=3)
+    assert caught.value.fields == {"found": 2, "expected": 3}
+    with pytest.raises(errors.BadRequest, match="number of snapshots"):
+        site.remove_many(**words)
+    assert site.remove_many(filter={"text": "100%"}, dry_run=True)["snapshot_count"] == 2
+    assert site.remove_many(filter={"domain_id": site.domain["id"]}, dry_run=True)["snapshot_count"] == 4
+    with pytest.raises(errors.NothingToRemove):
+        site.remove_many(filter={"taken_before": "2020-01-01T00:00:00Z"}, dry_run=True)
+    assert site.end_of(site.remove_many(**words, expected_count=2))["state"] == "done"
+    assert [*_left(site, vm), *_left(site, other)] == kept
+    assert nightly[0] not in kept
+
+
+@pytest.mark.usefixtures("running")
+def test_a_snapshot_of_which_one_disk_went_stays_with_the_rest_and_says_so(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host, disks=2)
+    snapshot = site.taken(vm)
+    one, other = site.disk_ids(vm)
+    removal = site.remove_many(disk_snapshots=[{"snapshot_id": snapshot, "disk_id": one}])
+    assert site.end_of(removal)["state"] == "done"
+    left = site.call(snapshots.get_snapshot, id=snapshot)
+    assert [disk["disk_id"] for disk in left["disks"]] == [other]
+    assert (left["state"], left["partly_removed"], left["restorable"]) == ("ok", True, False)
+    with pytest.raises(errors.NotFound, match="disk of snapshot"):
+        site.remove_many(disk_snapshots=[{"snapshot_id": snapshot, "disk_id": one}])
+    assert site.end_of(site.remove_many([snapshot]))["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+@pytest.mark.usefixtures("running")
+def test_what_is_refused_drags_nothing_down_and_is_retried(site: Site, host: FakeAgent) -> None:
+    vms = [site.vm(host) for _ in range(3)]
+    taken = [site.taken(vm) for vm in vms]
+    site.stop(host, vms[1])
+    removal = site.remove_many(taken)
+    ended = site.end_of(removal)
+    assert (ended["state"], ended["reason"]["code"], ended["result"]["refused"]) == ("undone", "vm_wrong_state", 1)
+    told = site.removal(removal["id"])
+    assert [item["state"] for item in told["items"]] == ["done", "refused", "done"]
+    assert told["items"][1]["reason"]["code"] == "vm_wrong_state"
+    left = site.call(snapshots.get_snapshot, id=taken[1])
+    assert (left["state"], left["restorable"]) == ("ok", True)
+    with pytest.raises(errors.VmWrongState):
+        site.retry(removal["id"])
+    site.start(host, vms[1])
+    again = site.retry(removal["id"])
+    assert [item["snapshot_id"] for item in again["items"]] == [taken[1]]
+    assert site.end_of(again)["state"] == "done"
+    with pytest.raises(errors.NothingToRemove):
+        site.retry(removal["id"])
+
+
+@pytest.mark.usefixtures("running")
+def test_a_merge_that_fails_drags_nothing_down_and_is_retried(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    first, kept, third = (site.taken(vm) for _ in range(3))
+    host.fail("start_commit", errors.HypervisorRefused(host_id=host.host_id, action="blockCommit", reason="no"))
+    removal = site.remove_many([first, third])
+    ended = site.end_of(removal)
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "hypervisor_refused")
+    told = site.removal(removal["id"])
+    assert [item["state"] for item in told["items"]] == ["undone", "done"]
+    assert _left(site, vm) == [first, kept]
+    assert site.call(snapshots.get_snapshot, id=first)["state"] == "ok"
+    assert site.agrees(host, vm)
+    assert site.end_of(site.retry(removal["id"]))["state"] == "done"
+    assert _left(site, vm) == [kept]
+    assert site.agrees(host, vm)
+
+
+@pytest.mark.usefixtures("running")
+def test_merges_of_one_chain_follow_each_other(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    first, _kept, third = (site.taken(vm) for _ in range(3))
+    host.world.job_rate = 0
+    removal = site.remove_many([first, third])
+    site.until(lambda: host.asked("start_commit"), "the first copy")
+    told = site.removal(removal["id"])
+    assert [merge["step"] for merge in told["merges"]] == ["commit", "waiting"]
+    with pytest.raises(errors.FlowWrongState):
+        site.retry(removal["id"])
+    host.world.job_rate = 64 * MIB
+    assert site.end_of(removal)["state"] == "done"
+    asked = [ask["top_id"] for ask in host.asked("start_commit")]
+    assert asked == [merge["top_id"] for merge in told["merges"]]
+    assert site.agrees(host, vm)
+
+
+def test_the_rest_is_cancelled_and_what_is_done_stays_done(site: Site, host: FakeAgent, start: Start) -> None:
+    start(merges_per_host=1)
+    vms = [site.vm(host) for _ in range(3)]
+    taken = [site.taken(vm) for vm in vms]
+    removal = site.remove_many(taken[:1])
+    assert site.end_of(removal)["state"] == "done"
+    with pytest.raises(errors.TooLate):
+        site.call(snapshots.cancel_removal, id=removal["id"])
+    host.world.job_rate = 0
+    removal = site.remove_many(taken[1:])
+    site.until(lambda: len(host.asked("start_commit")) == 2, "the copy of one")
+    told = site.call(snapshots.cancel_removal, id=removal["id"])
+    assert sorted(merge["step"] for merge in told["merges"]) == ["commit", "waiting"]
+    ended = site.end_of(removal)
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "cancelled")
+    assert {item["state"] for item in site.removal(removal["id"])["items"]} == {"undone"}
+    assert all(site.call(snapshots.get_snapshot, id=one)["state"] == "ok" for one in taken[1:])
+    assert len(host.asked("start_commit")) == 2
+    host.world.job_rate = 64 * MIB
+    assert site.end_of(site.retry(removal["id"]))["state"] == "done"
+    assert all(site.agrees(host, vm) for vm in vms)
+
+
+def test_a_merge_waits_for_the_space_of_others(site: Site, host: FakeAgent, start: Start) -> None:
+    start()
+    vms = [site.vm(host) for _ in range(2)]
+    taken = [site.taken(vm) for vm in vms]
+    for vm in vms:
+        top = site.chain(site.disk_ids(vm)[0])[-1]
+        host.world.storage.volume(site.disk_ids(vm)[0], top).actual_size = 100 * MIB
+    host.world.storage.domains[site.domain["id"]].free = 1024 * MIB + 150 * MIB
+    host.world.job_rate = 0
+    removal = site.remove_many(taken)
+    assert removal["domains"][0]["space_needed"] == 200 * MIB
+    site.until(lambda: "looks again: merging needs" in site.process.log, "one waits")
+    site.until(lambda: host.asked("start_commit"), "the other one to copy")
+    assert len(host.asked("start_commit")) == 1
+    host.world.job_rate = 64 * MIB
+    assert site.end_of(removal, timeout=60)["state"] == "done"
+    assert all(site.agrees(host, vm) for vm in vms)
+
+
+@pytest.mark.usefixtures("running")
+def test_a_removal_of_many_is_asked_for_twice_and_done_once(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    taken = [site.taken(vm) for _ in range(2)]
+    ask = {"job_id": new(), "snapshots": taken}
+    first = site.call(snapshots.remove_snapshots, **ask)
+    assert site.call(snapshots.remove_snapshots, **ask)["id"] == first["id"]
+    with pytest.raises(errors.IdempotencyConflict):
+        site.call(snapshots.remove_snapshots, **ask, bandwidth=5)
+    assert site.end_of(first)["state"] == "done"
+    assert site.call(snapshots.remove_snapshots, **ask)["state"] == "done"
+    assert len(host.asked("start_commit")) == 1
+
+
+@pytest.mark.usefixtures("running")
+def test_what_makes_no_sense_is_refused_before_anything_begins(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    for bad in ({}, {"snapshots": [snapshot], "filter": {"vm_id": vm}}, {"filter": {}, "expected_count": 1}):
+        with pytest.raises(errors.BadRequest):
+            site.remove_many(bad.pop("snapshots", None), **bad)  # type: ignore[arg-type]
+    with pytest.raises(errors.NothingToRemove):
+        site.remove_many([])
+    with pytest.raises(errors.NotFound, match="snapshot"):
+        site.remove_many([snapshot, new()])
+    for promise in (snapshots.get_removal, snapshots.cancel_removal):
+        with pytest.raises(errors.NotFound):
+            site.call(promise, id=new())
+    job = site.call(snapshots.list_jobs, vm_id=vm)["items"][0]
+    with pytest.raises(errors.NotFound, match="removal"):
+        site.removal(job["id"])
+    host.world.job_rate = 0
+    removal = site.remove(snapshot)
+    with pytest.raises(errors.DiskBusy):
+        site.remove_many([snapshot])
+    host.world.job_rate = 64 * MIB
+    site.end_of(removal)
+    assert site.agrees(host, vm)
+
+
+def test_there_is_a_limit_to_what_is_looked_at_in_one_request(site: Site, host: FakeAgent, start: Start) -> None:
+    start(disks_per_removal=1)
+    vm = site.vm(host, disks=2)
+    snapshot = site.taken(vm)
+    with pytest.raises(errors.LimitExceeded):
+        site.remove_many([snapshot])
+
+
+def test_a_service_killed_in_the_middle_has_every_result_right(
+    site: Site, host: FakeAgent, url: str, tmp_path: pathlib.Path
+) -> None:
+    site.service(url, tmp_path, merges_per_host=1)
+    vms = [site.vm(host) for _ in range(3)]
+    taken = [[site.taken(vm) for _ in range(2)] for vm in vms]
+    site.restart(crash="merge.record.after_ask")
+    armed = site.process
+    assert armed is not None
+    removal_id = new()
+    site.bus.call(
+        snapshots.remove_snapshots, {"job_id": removal_id, "snapshots": [one for own in taken for one in own]}
+    )
+    assert armed.wait(30) == -9
+    site.restart()
+    ended = site.end_of({"id": removal_id}, timeout=90)
+    assert ended["state"] == "done"
+    assert set(_states(site.removal(removal_id)).values()) == {"done"}
+    assert all(site.agrees(host, vm) and _left(site, vm) == [] for vm in vms)
+    assert len({ask["disk"]["disk_id"] for ask in host.asked("start_commit")}) == len(host.asked("start_commit")) == 3
+
+
+@pytest.mark.chaos
+@pytest.mark.usefixtures("running")
+def test_a_hundred_snapshots_of_twenty_vms_are_one_request(site: Site, host: FakeAgent) -> None:
+    vms = [site.vm(host) for _ in range(20)]
+    taken = []
+    for _ in range(5):
+        jobs = [site.take(vm) for vm in vms]
+        taken += [site.end_of(job, timeout=90)["snapshot_id"] for job in jobs]
+    removal = site.remove_many(taken)
+    assert (removal["snapshot_count"], len(removal["merges"])) == (100, 20)
+    assert removal["description"] == "Remove 100 snapshots of 20 VMs"
+    assert site.end_of(removal, timeout=200)["state"] == "done"
+    assert len(host.asked("start_commit")) == 20
+    assert all(site.agrees(host, vm) and _left(site, vm) == [] for vm in vms)
