@@ -123,29 +123,41 @@ def _still_there(session: Session, left: Sequence[Item]) -> list[Wanted]:
 # -- what becomes of it -----------------------------------------------------------------------------------
 
 
-def make(desk: Desk, wanted: Sequence[Wanted]) -> Draft:
-    """Look at everything, plan each chain, refuse what cannot be."""
-    refused = _busy(desk, wanted)
+def make(desk: Desk, wanted: Sequence[Wanted], *, apart: bool = False) -> Draft:
+    """Look at everything, plan each chain, refuse what cannot be. A snapshot of which one disk is refused is refused
+    with all of them, rather than made a remainder; `apart`: its disks were named one by one."""
+    with desk.db.read() as session:
+        refused = busy(session, wanted)
+    if not apart:
+        refused = planning.together(wanted, refused)
     seen = asking.look(desk, [one for one in wanted if one not in refused])
+    while True:
+        merges, problems = _planned(seen, [one for one in wanted if one not in refused])
+        found = {**refused, **problems}
+        found = found if apart else planning.together(wanted, found)
+        if len(found) == len(refused) + len(problems):
+            return Draft(tuple(wanted), tuple(merges), found)
+        refused = found  # what is refused with its siblings may have been part of a range: plan again without it
+
+
+def _planned(
+    seen: Mapping[str, Seen | errors.Problem], wanted: Sequence[Wanted]
+) -> tuple[list[Planned], dict[Wanted, errors.Problem]]:
     merges: list[Planned] = []
+    refused: dict[Wanted, errors.Problem] = {}
     for disk_id, disk in seen.items():
-        own = [one for one in wanted if one.disk_id == disk_id and one not in refused]
+        own = [one for one in wanted if one.disk_id == disk_id]
         if isinstance(disk, Seen):
             planned, problems = planning.plan_chain(disk, own)
             merges += planned
             refused |= {one.wanted: one.problem for one in problems}
         else:
             refused |= dict.fromkeys(own, disk)
-    return Draft(tuple(wanted), tuple(merges), refused)
-
-
-def _busy(desk: Desk, wanted: Sequence[Wanted]) -> dict[Wanted, errors.Problem]:
-    """One job per disk, one per snapshot. (What is locked when the removal begins is what counts.)"""
-    with desk.db.read() as session:
-        return busy(session, wanted)
+    return merges, refused
 
 
 def busy(session: Session, wanted: Sequence[Wanted]) -> dict[Wanted, errors.Problem]:
+    """One job per disk, one per snapshot. (What is locked when the removal begins is what counts.)"""
     snapshots = store_removals.busy(session, {one.snapshot_id for one in wanted})
     disks = store.holders(session, {one.disk_id for one in wanted})
     held = {one: snapshots.get(one.snapshot_id) or disks.get(one.disk_id) for one in wanted}

@@ -139,6 +139,15 @@ def why(plan: MergePlan) -> str:
     )
 
 
+def together(wanted: Iterable[Wanted], refused: Mapping[Wanted, errors.Problem]) -> dict[Wanted, errors.Problem]:
+    """With each part that is refused all others of its snapshot, for the same reason."""
+    first: dict[str, errors.Problem] = {}
+    for one, problem in refused.items():
+        first.setdefault(one.snapshot_id, problem)
+    others = {one: first[one.snapshot_id] for one in wanted if one.snapshot_id in first}
+    return {**others, **refused}
+
+
 # -- all of it --------------------------------------------------------------------------------------------
 
 

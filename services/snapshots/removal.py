@@ -49,8 +49,12 @@ def retry(desk: Desk, request: Body) -> Body:
 
 def _planned_or_begun(desk: Desk, request: Body, name: Callable[[], list[Wanted]]) -> Body:
     if request["dry_run"]:
-        return views.planned(desk, request["job_id"], draft.make(desk, name()))
+        return views.planned(desk, request["job_id"], _drafted(desk, request, name))
     return get(desk, {"id": _begin(desk, request, name)})
+
+
+def _drafted(desk: Desk, request: Mapping[str, Any], name: Callable[[], list[Wanted]]) -> Draft:
+    return draft.make(desk, name(), apart=bool(request.get("disk_snapshots")))
 
 
 def get(desk: Desk, request: Body) -> Body:
@@ -73,7 +77,7 @@ def _begin(desk: Desk, request: Mapping[str, Any], name: Callable[[], list[Wante
     with desk.db.read() as session:
         if jobs.begun(session, removal_id, hashed) is not None:
             return removal_id
-    made = draft.make(desk, name())
+    made = _drafted(desk, request, name)
     with desk.db.write() as session:
         if jobs.begun(session, removal_id, hashed) is None:
             _start(desk, session, _still(session, made), removal_id=removal_id, request=request, hashed=hashed)
@@ -88,14 +92,17 @@ def _still(session: Session, made: Draft) -> Draft:
     for one in planned:
         if one not in now:  # a merge ended while we looked
             refused.setdefault(one, errors.DiskBusy(disk_id=one.disk_id, flow_id="a job that ended just now"))
-    disks = {one.disk_id for one in planned if one in refused}
-    merges = tuple(merge for merge in made.merges if merge.plan.disk_id not in disks)
-    for one in planned:  # the rest of a chain that changed
-        if one.disk_id in disks:
+    lost = {one.snapshot_id for one in planned if one in refused}
+    merges = list(made.merges)
+    while gone := [merge for merge in merges if any(one.snapshot_id in lost for one in merge.wanted)]:
+        lost |= {one.snapshot_id for merge in gone for one in merge.wanted}
+        merges = [merge for merge in merges if merge not in gone]
+    for one in planned:  # what went down with it; a race that ends so is rare, and a retry finds all of it
+        if one.snapshot_id in lost:
             refused.setdefault(one, errors.DiskBusy(disk_id=one.disk_id, flow_id="another request"))
     if not merges:
         raise next(refused[one] for one in made.wanted if one in refused)
-    return Draft(made.wanted, merges, refused)
+    return Draft(made.wanted, tuple(merges), refused)
 
 
 def _start(

@@ -103,6 +103,14 @@ def test_names_that_would_grow_too_long_are_refused_where_they_do() -> None:
     assert len(refused) == 9
 
 
+def test_what_is_refused_takes_the_rest_of_its_snapshot_along() -> None:
+    parts = [Wanted(snapshot, disk, "vm", f"{snapshot}{disk}", "") for snapshot in "ab" for disk in "xy"]
+    busy, gone = errors.DiskBusy(disk_id="x", flow_id="j"), errors.NotFound(kind="disk", id="y")
+    assert planning.together(parts, {parts[0]: busy}) == {parts[0]: busy, parts[1]: busy}
+    assert planning.together(parts, {parts[2]: busy, parts[3]: gone}) == {parts[2]: busy, parts[3]: gone}
+    assert planning.together(parts, {}) == {}
+
+
 # -- space ------------------------------------------------------------------------------------------------
 
 sizes = st.integers(0, 1000)
