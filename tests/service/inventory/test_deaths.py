@@ -11,16 +11,22 @@ import pytest
 
 from contracts import errors, inventory
 from contracts.promise import Rpc
+from deploy.stack import wait
 from tests.service.inventory.conftest import GIB, Site, new_id, unique
 
 
-@pytest.mark.parametrize("moment", ["before_ask", "after_ask"])
-@pytest.mark.parametrize("work", ["create_domain", "create_disk", "delete_disk", "delete_domain"])
-def test_whatever_the_service_dies_in_is_finished(site: Site, work: str, moment: str) -> None:
+def around(*works: str) -> list[str]:
+    """The crash points before and after these asks."""
+    return [f"inventory.{work}.{moment}" for work in works for moment in ("before_ask", "after_ask")]
+
+
+@pytest.mark.parametrize("point", around("create_domain", "create_disk", "delete_disk", "delete_domain"))
+def test_whatever_the_service_dies_in_is_finished(site: Site, point: str) -> None:
+    work = point.split(".")[1]
     agent, domain = site.host(), site.domain()
     disk = site.disk(domain) if work == "delete_disk" else {}
     promise, request, state = _work(site, work, domain, disk)
-    site.restart(crash=f"inventory.{work}.{moment}")
+    site.restart(crash=point)
     site.until(inventory.get_host, agent.host_id, state="up")
     asking = threading.Thread(target=_answered_or_not, args=(site, promise, request))
     asking.start()
@@ -61,8 +67,37 @@ def test_a_service_that_comes_back_does_not_call_its_hosts_silent(site: Site) ->
     assert [news for news in heard.news if (news["id"], news["state"]) == (agent.host_id, "non_responsive")] == []
 
 
-def test_a_start_in_which_the_service_dies_is_settled_afterwards(site: Site) -> None:
-    site.restart(crash="inventory.start_vm.after_ask")
+@pytest.mark.parametrize("point", around("shutting_down", "powering_off"))
+def test_a_stop_in_which_the_service_dies_is_carried_out_when_asked_again(site: Site, point: str) -> None:
+    agent, vm = site.host(), site.vm()
+    promise = inventory.shut_down_vm if "shutting" in point else inventory.power_off_vm
+    site.ask(inventory.start_vm, id=vm["id"])
+    site.restart(crash=point)
+    site.until(inventory.get_host, agent.host_id, state="up")
+    asking = threading.Thread(target=_answered_or_not, args=(site, promise, {"id": vm["id"]}))
+    asking.start()
+    assert site.process.wait() == -9
+    site.restart()
+    asking.join()
+    site.until(inventory.get_host, agent.host_id, state="up")
+    site.ask(promise, id=vm["id"])
+    site.vm_becomes(vm, "down")
+
+
+@pytest.mark.parametrize("point", around("look_domain"))
+def test_a_look_at_a_domain_in_which_the_service_dies_is_repeated(site: Site, point: str) -> None:
+    agent, domain = site.host(), site.domain()
+    site.restart(crash=point)
+    assert site.process.wait() == -9
+    looks = len(agent.asked("look_domain"))
+    site.restart()
+    site.until(inventory.get_storage_domain, domain["id"], state="active")
+    wait.until("another look", lambda: len(agent.asked("look_domain")) > looks, 60)
+
+
+@pytest.mark.parametrize("point", around("start_vm"))
+def test_a_start_in_which_the_service_dies_is_settled_afterwards(site: Site, point: str) -> None:
+    site.restart(crash=point)
     agent, vm = site.host(), site.vm()
     asking = threading.Thread(target=_ignore_no_answer, args=(site, vm))
     asking.start()

@@ -15,6 +15,7 @@ from tests.fakes.site import Site, new
 pytestmark = pytest.mark.chaos
 
 EACH = ("before_ask", "after_ask", "after_settled")
+BACK = ("before_undo", "after_undo")
 MERGE = [f"merge.{step}.{at}" for step in ("plan", "commit", "pivot", "record", "discard") for at in EACH]
 MERGE.append("merge.extend.after_settled")
 INTERNAL = [point for point in MERGE if "pivot" not in point or "settled" in point]
@@ -34,7 +35,7 @@ def _ask_and_die(site: Site, armed: Process, promise: object, **request: object)
     """The answer may or may not leave before the kill; asking again with the same ids is safe."""
     with contextlib.suppress(errors.NoAnswer, errors.ServiceAway):
         site.bus.call(promise, request, deadline=3.0)  # type: ignore[arg-type]
-    assert armed.wait(20) == -9
+    assert armed.wait(60) == -9
 
 
 @pytest.mark.parametrize("point", MERGE)
@@ -81,6 +82,29 @@ def test_a_create_survives(site: Site, host: FakeAgent, vm: str, point: str) -> 
     assert site.end_of(site.call(snapshots.create_snapshot, **ask))["state"] == "done"
     assert site.agrees(host, vm)
     assert [len(site.chain(disk)) for disk in site.disk_ids(vm)] == [2, 2]
+
+
+@pytest.mark.parametrize("point", [f"merge.{step}.{at}" for step in ("pivot", "commit") for at in BACK])
+def test_a_merge_that_turns_back_survives(site: Site, host: FakeAgent, vm: str, point: str) -> None:
+    ask = {"id": site.taken(vm), "job_id": new()}
+    armed = _arm(site, point)
+    host.fail("pivot", errors.PivotFailed(disk_id=new(), tries=1, reason="no"), times=99)
+    _ask_and_die(site, armed, snapshots.remove_snapshot, **ask)
+    site.restart()
+    assert site.end_of({"id": ask["job_id"], "kind": "removal"})["state"] == "undone"
+    assert site.agrees(host, vm)
+
+
+@pytest.mark.parametrize("point", [f"snapshot.switch.{at}" for at in BACK])
+def test_a_create_that_turns_back_survives(site: Site, host: FakeAgent, vm: str, point: str) -> None:
+    ask = {"id": new(), "job_id": new(), "vm_id": vm, "quiesce": "required"}
+    armed = _arm(site, point)
+    host.fail("switch_leaves", errors.QuiesceFailed(vm_id=vm, reason="no agent"), times=99)
+    _ask_and_die(site, armed, snapshots.create_snapshot, **ask)
+    site.restart()
+    assert site.end_of({"id": ask["job_id"], "kind": "snapshot"})["state"] == "undone"
+    assert site.agrees(host, vm)
+    assert [len(site.chain(disk)) for disk in site.disk_ids(vm)] == [1, 1]
 
 
 def test_another_instance_goes_on_where_one_was_killed(

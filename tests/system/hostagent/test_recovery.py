@@ -5,6 +5,7 @@ import os
 import random
 import signal
 import time
+from collections.abc import Callable
 
 import pytest
 
@@ -52,6 +53,20 @@ def holds_everything(vm: Vm) -> None:
     vm.power_off()
     result = vm.check()
     assert result.ok, result.summary()
+
+
+@pytest.mark.parametrize("point", ["start.before_ask", "start.after_ask", "start.after_settled"])
+def test_a_start_in_which_the_agent_died_is_done_once(agent: Agent, make_vm: Callable[..., Vm], point: str) -> None:
+    vm = make_vm()
+    agent.crash_at(point)
+    with in_background(agent.ask, "start_vm", vm.spec()):
+        agent.wait_crashed()
+    agent.start()
+    assert agent.ask("start_vm", vm.spec())["state"] == "running"
+    assert vm.look()["unsure"] is None
+    vm.writes_on()
+    vm.snapshot()
+    holds_everything(vm)
 
 
 @pytest.mark.parametrize("point", PIVOT_POINTS)

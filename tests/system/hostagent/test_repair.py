@@ -14,7 +14,7 @@ from contracts import errors
 from deploy.stack import wait
 from tests.system.hostagent.lab import Agent, Vm
 
-pytestmark = [pytest.mark.lab, pytest.mark.chaos]
+pytestmark = pytest.mark.lab
 
 
 def complete_behind_libvirts_back(agent: Agent, vm: Vm) -> None:
@@ -89,6 +89,22 @@ def test_a_vm_that_libvirtd_refuses_to_load_is_given_back_to_it(agent: Agent, vm
     assert pid
 
 
+@pytest.mark.chaos
+@pytest.mark.parametrize("point", ["repair.after_stop", "repair.before_start"])
+def test_a_repair_in_which_the_agent_dies_is_finished_by_the_next_one(agent: Agent, vm: Vm, point: str) -> None:
+    request = at_ready(vm)
+    kill_libvirtd(agent)
+    complete_behind_libvirts_back(agent, vm)
+    text = status_file(agent, vm).read_text()
+    status_file(agent, vm).write_text(re.sub(r"<mirror ([^>]*)job='active-commit'", r"<mirror \1job=''", text))
+    agent.crash_at(point)
+    agent.host.start_libvirtd()
+    agent.wait_crashed()
+    agent.start()
+    libvirt_is_right_again(vm, request)
+
+
+@pytest.mark.chaos
 def test_an_xml_that_names_the_old_top_is_put_right(agent: Agent, vm: Vm) -> None:
     request = at_ready(vm)
     kill_libvirtd(agent)
@@ -100,6 +116,7 @@ def test_an_xml_that_names_the_old_top_is_put_right(agent: Agent, vm: Vm) -> Non
     libvirt_is_right_again(vm, request)
 
 
+@pytest.mark.chaos
 def test_nothing_is_started_or_deleted_while_libvirt_has_lost_a_vm(agent: Agent, vm: Vm) -> None:
     """'not found' never means stopped: with a repair that cannot work every dangerous ask is refused."""
     vm.snapshot()
