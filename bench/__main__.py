@@ -5,7 +5,7 @@ import sys
 
 from bench import lines
 
-ALL = ("rpc", "http", "idle", "scan", "merge")
+ALL = ("rpc", "http", "idle", "scan", "overview", "merge")
 
 
 def main() -> None:

@@ -18,7 +18,7 @@ from typing import Any, Generic, TypeVar, cast
 import httpx
 import httpx_sse
 
-from client import facts
+from client import facts, overview
 from client.errors import ApiError, JobSlow, Unreachable
 
 T = TypeVar("T")
@@ -140,7 +140,7 @@ class Client:
     def chain(self, disk_id: str) -> facts.Chain:
         return cast("facts.Chain", self.send("GET", f"/disks/{disk_id}/chain"))
 
-    # -- the doctor
+    # -- the doctor, and what lies on a storage domain
 
     def diagnose_disk(self, id: str) -> facts.Diagnosis:
         return cast("facts.Diagnosis", self.send("GET", f"/disks/{id}/doctor"))
@@ -153,6 +153,22 @@ class Client:
         """One page: `next` leads to the next disks, the findings come with the first."""
         query = {"after": after} if after else {}
         return cast("facts.DomainDiagnosis", self.send("GET", f"/storage-domains/{id}/doctor", query=query))
+
+    def disk_snapshots(self, domain_id: str, **query: Any) -> overview.DiskSnapshots:
+        """One page: `sort`, `after`, `limit` and the filters of contracts.overview.DiskSnapshotFilter."""
+        given = {name: value for name, value in query.items() if value is not None}
+        path = f"/storage-domains/{domain_id}/disk-snapshots"
+        return cast("overview.DiskSnapshots", self.send("GET", path, query=given))
+
+    def leftovers(self, domain_id: str, after: str | None = None) -> overview.Leftovers:
+        query = {"limit": "1000", **({"after": after} if after else {})}
+        return cast("overview.Leftovers", self.send("GET", f"/storage-domains/{domain_id}/leftovers", query=query))
+
+    def rebuild_overview(self, domain_id: str) -> overview.RebuiltOverview:
+        """Scan the storage and make both lists anew."""
+        return cast(
+            "overview.RebuiltOverview", self.send("POST", f"/storage-domains/{domain_id}/disk-snapshots/rebuild")
+        )
 
     # -- snapshots and jobs
 
@@ -280,7 +296,7 @@ class Client:
             found = answer.json()
         except ValueError:
             raise problem_of(answer) from None
-        if not isinstance(found, dict) or not {"id", "items", "status", "disk_id"} & set(found):
+        if not isinstance(found, dict) or not {"id", "items", "status", "disk_id", "domain_id"} & set(found):
             raise problem_of(answer)
         return found
 

@@ -9,7 +9,7 @@ A merge is the flow for one disk; a removal is what a user asked for. Every flow
 
 from __future__ import annotations
 
-from contracts import doctor, errors, hostagent
+from contracts import doctor, errors, hostagent, overview
 from contracts import fields as f
 from contracts.inventory import ById, Page, Rows
 from contracts.promise import Event, Rpc
@@ -409,6 +409,19 @@ diagnose_domain = Rpc(
 )
 
 check_idle = Rpc(OWNER, "check_idle", ById, f.Nothing, (errors.StillInUse, errors.DiskBusy))
+
+list_disk_snapshots = Rpc(
+    OWNER, "list_disk_snapshots", overview.ListDiskSnapshots, overview.DiskSnapshotRows, (errors.NotFound,)
+)
+list_leftovers = Rpc(OWNER, "list_leftovers", overview.ListLeftovers, overview.Leftovers, (errors.NotFound,))
+rebuild_overview = Rpc(
+    OWNER,
+    "rebuild_overview",
+    ById,
+    overview.RebuiltOverview,
+    (errors.NotFound, errors.NoHost, errors.StorageTimeout, errors.StorageFailed, errors.DomainUnusable),
+    deadline=120,
+)
 
 snapshot_changed = Event(OWNER, "snapshot_changed", Snapshot)
 snapshot_deleted = Event(OWNER, "snapshot_deleted", SnapshotGone)

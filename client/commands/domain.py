@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+import datetime
+from typing import Annotated, Any
 
 import typer
 
-from client import names
+from client import names, units
 from client.commands.center import Id, InDataCenter, Which
 from client.session import Session, Yes, verb
-from client.show import Answer, Card, Column, Listing, Said, bytes_of
+from client.show import Answer, Card, Column, Listing, Said, bytes_of, time_of
 
 domains = typer.Typer(no_args_is_help=True, help="Storage domains: directories that hold disks.")
 
@@ -68,3 +69,103 @@ def delete_domain(session: Session, which: Which, yes: Yes = False) -> Answer:
     session.confirm(f"The storage domain {row['name']} under {row['path']} ({disks} disks) will be deleted.", yes)
     client.storage_domains.delete(row["id"], row["version"])
     return Said(f"Deleted {row['name']}.", {"id": row["id"]})
+
+
+# -- what lies on it --------------------------------------------------------------------------------------
+
+_SNAPSHOTS = (
+    Column("VM", "vm_name"),
+    Column("DISK", "alias"),
+    Column("SNAPSHOT", "description"),
+    Column("TAKEN", time_of("taken_at")),
+    Column("SIZE", bytes_of("size"), right=True),
+    Column("RETURNS", bytes_of("returns"), right=True),
+    Column("DEPTH", lambda row: f"{row['depth']}/{row['layers']}", right=True),
+    Column("STATE", "state"),
+    Column("WHY NOT", "reason"),
+    Column("SNAPSHOT ID", "snapshot_id"),
+)
+_SORTS = "taken_at, size, returns, depth, layers, vm_name, alias, state"
+
+
+@verb(domains, "snapshots")
+def list_disk_snapshots(
+    session: Session,
+    *,
+    which: Which,
+    vm: Annotated[str | None, typer.Option(help="Only those of this VM.")] = None,
+    text: Annotated[str | None, typer.Option(help="In the description, the disk's alias or the VM's name.")] = None,
+    older_than: Annotated[str | None, typer.Option(help="12h, 30d, 2w.")] = None,
+    min_size: Annotated[str | None, typer.Option(help="500M, 4GiB.")] = None,
+    min_depth: Annotated[int | None, typer.Option(help="With at least so many volumes below.")] = None,
+    state: Annotated[str | None, typer.Option(help="ok, creating, removing, busy or damaged.")] = None,
+    removable: Annotated[bool | None, typer.Option(help="Only those that may be removed, or that may not.")] = None,
+    sort: Annotated[str, typer.Option(help=f"{_SORTS}; a minus before it turns it round.")] = "-size",
+    limit: Annotated[int, typer.Option(min=1, max=100_000, help="Show at most so many.")] = 100,
+) -> Answer:
+    """List the disk snapshots on a storage domain, the largest first, and what their removal gives back at most."""
+    client = session.client
+    query = {
+        "vm_id": names.find_id(client, names.VM, vm) if vm else None,
+        "text": text,
+        "taken_before": _before(older_than),
+        "min_size": _read(units.size, min_size, "--min-size"),
+        "min_depth": min_depth,
+        "state": state,
+        "removable": None if removable is None else str(removable).lower(),
+        "sort": sort,
+    }
+    domain_id = names.find_id(client, names.DOMAIN, which)
+    rows: list[Any] = []
+    after: str | None = None
+    while len(rows) < limit:
+        page = client.disk_snapshots(domain_id, **query, after=after, limit=min(1000, limit - len(rows)))
+        rows += page["items"]
+        after = page["next"]
+        if after is None:
+            break
+    sums = f"{units.human(page['size'])}, at most {units.human(page['returns'])} come back"
+    session.tell(f"{len(rows)} of {page['total']} disk snapshots; all of them: {sums}. {_seen(page['scanned_at'])}")
+    return Listing(rows, _SNAPSHOTS, "No disk snapshot here is like that.")
+
+
+@verb(domains, "leftovers")
+def list_leftovers(session: Session, which: Which) -> Answer:
+    """List chains that are too deep, and files that belong to no disk or snapshot, each with the action that helps."""
+    domain_id = names.find_id(session.client, names.DOMAIN, which)
+    page = session.client.leftovers(domain_id)
+    rows: list[Any] = list(page["items"])
+    while page["next"]:
+        page = session.client.leftovers(domain_id, page["next"])
+        rows += page["items"]
+    session.tell(_seen(page["scanned_at"]))
+    columns = (Column("WHAT", "message"), Column("SIZE", bytes_of("size"), right=True), Column("WHAT HELPS", "action"))
+    return Listing(rows, columns, "Nothing odd is known here.")
+
+
+@verb(domains, "rescan")
+def rescan_domain(session: Session, which: Which) -> Answer:
+    """Scan the storage and make the lists of its disk snapshots and leftovers anew. Changes nothing on the storage."""
+    done = session.client.rebuild_overview(names.find_id(session.client, names.DOMAIN, which))
+    found = f"{done['disk_snapshots']} disk snapshots of {done['disks']} disks, {done['leftovers']} leftovers"
+    return Said(f"Scanned: {found}.", done)
+
+
+def _before(age: str | None) -> str | None:
+    found = _read(units.age, age, "--older-than")
+    return None if found is None else (datetime.datetime.now(datetime.UTC) - found).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+def _read(reader: Any, text: str | None, option: str) -> Any:
+    if text is None:
+        return None
+    try:
+        return reader(text)
+    except (ValueError, OverflowError) as fault:
+        raise typer.BadParameter(str(fault), param_hint=option) from None
+
+
+def _seen(moment: str | None) -> str:
+    if moment is None:
+        return "The storage was never scanned for this: drystone domain rescan"
+    return f"The storage was scanned at {moment[:19].replace('T', ' ')} UTC."

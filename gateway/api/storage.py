@@ -32,4 +32,12 @@ ROUTES = (
         "Make the database follow the storage, as a diagnosis showed it",
     ),
     Route("GET", "/storage-domains/{id}/doctor", snapshots.diagnose_domain, "Diagnose all disks of a storage domain"),
+    Route("GET", "/storage-domains/{id}/disk-snapshots", snapshots.list_disk_snapshots, "List its disk snapshots"),
+    Route("GET", "/storage-domains/{id}/leftovers", snapshots.list_leftovers, "List what is odd on a storage domain"),
+    Route(
+        "POST",
+        "/storage-domains/{id}/disk-snapshots/rebuild",
+        snapshots.rebuild_overview,
+        "Scan the storage and make both lists anew",
+    ),
 )

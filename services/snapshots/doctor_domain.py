@@ -67,14 +67,14 @@ def _told(disk: Mapping[str, Any], differences: list[Body], *, repairable: bool)
 def _findings(desk: Desk, domain: Mapping[str, Any]) -> list[Finding]:
     ref = {"domain": {"id": domain["id"], "path": domain["path"]}}
     try:
-        host_id, told = _first_look(desk, domain, ref)
+        host_id, told = first_look(desk, domain, ref)
         scan = desk.peers.ask(host_id, hostagent.scan_domain, ref, SCAN)
     except errors.Problem as problem:
         return survey.unusable(domain, problem, problem.advice)
-    return survey.of_domain(domain, told) + survey.of_files(scan, _all_disks(desk, domain["id"]))
+    return survey.of_domain(domain, told) + survey.of_files(scan, all_disks(desk, domain["id"]))
 
 
-def _first_look(desk: Desk, domain: Mapping[str, Any], ref: Body) -> tuple[str, Body]:
+def first_look(desk: Desk, domain: Mapping[str, Any], ref: Body) -> tuple[str, Body]:
     """The first host that sees the domain, and what it sees. What one host cannot see another one may."""
     hosts = desk.peers.hosts_up({"data_center_id": domain["data_center_id"], "cluster_id": ""})
     last: errors.Problem = errors.NoHost(kind="data center", id=domain["data_center_id"], reason="none is up")
@@ -86,7 +86,7 @@ def _first_look(desk: Desk, domain: Mapping[str, Any], ref: Body) -> tuple[str, 
     raise last
 
 
-def _all_disks(desk: Desk, domain_id: str) -> list[Mapping[str, Any]]:
+def all_disks(desk: Desk, domain_id: str) -> list[Mapping[str, Any]]:
     found: list[Mapping[str, Any]] = []
     after: str | None = None
     while len(found) < MAX_DISKS:

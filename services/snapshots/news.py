@@ -6,7 +6,7 @@ from typing import Any
 
 from sqlalchemy.orm import Session
 
-from services.snapshots import jobs, store, store_jobs
+from services.snapshots import jobs, store, store_jobs, store_overview
 from services.snapshots.desk import Desk
 
 
@@ -28,6 +28,11 @@ def vm_changed(desk: Desk, session: Session, told: dict[str, Any]) -> None:
     """A VM started, stopped or paused: its flows look at once."""
     for flow_id in store_jobs.working_on(session, told["vm_id"]):
         desk.runner.wake(flow_id, session)
+
+
+def vm_named(_desk: Desk, session: Session, told: dict[str, Any]) -> None:
+    """The overview shows VMs by their names."""
+    store_overview.name_vms(session, {told["id"]: told["name"]})
 
 
 def vm_deleted(_desk: Desk, session: Session, told: dict[str, Any]) -> None:

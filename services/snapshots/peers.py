@@ -69,6 +69,11 @@ class Peers:
     def disk(self, disk_id: str) -> dict[str, Any]:
         return self._client.call(inventory.get_disk, {"id": disk_id})
 
+    def vm_names(self, after: str | None) -> tuple[dict[str, str], str | None]:
+        """One page of the names of all VMs, by id, and the cursor of the next one."""
+        page = self._client.call(inventory.list_vms, {"after": after, "limit": 1000})
+        return {vm["id"]: vm["name"] for vm in page["items"]}, page["next"]
+
     def domain(self, domain_id: str) -> dict[str, Any]:
         return self._client.call(inventory.get_storage_domain, {"id": domain_id})
 

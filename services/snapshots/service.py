@@ -8,7 +8,7 @@ from chassis import bus
 from chassis.frame import Frame
 from contracts import hostagent, inventory
 from contracts import snapshots as promises
-from services.snapshots import create, doctor, doctor_domain, news, removal, requests
+from services.snapshots import create, doctor, doctor_domain, news, overview, removal, requests
 from services.snapshots.create import Create
 from services.snapshots.desk import Desk
 from services.snapshots.merge import Merge
@@ -34,6 +34,7 @@ class Snapshots(bus.Service):
         """Limits may have been raised since merges began to wait."""
         with frame.db.write() as session:
             removal.let_in(frame.own["desk"], session)
+        overview.fill(frame.own["desk"])
 
     @property
     def desk(self) -> Desk:
@@ -123,6 +124,20 @@ class Snapshots(bus.Service):
     def diagnose_domain(self, request: Body) -> Body:
         return doctor_domain.diagnose_domain(self.desk, request)
 
+    # -- the overview -------------------------------------------------------------------------------------
+
+    @bus.serves(promises.list_disk_snapshots)
+    def list_disk_snapshots(self, request: Body) -> Body:
+        return overview.list_disk_snapshots(self.desk, request)
+
+    @bus.serves(promises.list_leftovers)
+    def list_leftovers(self, request: Body) -> Body:
+        return overview.list_leftovers(self.desk, request)
+
+    @bus.serves(promises.rebuild_overview)
+    def rebuild_overview(self, request: Body) -> Body:
+        return overview.rebuild(self.desk, request)
+
     @bus.serves(promises.check_idle)
     def check_idle(self, request: Body) -> Body:
         return requests.check_idle(self.desk, request)
@@ -136,6 +151,10 @@ class Snapshots(bus.Service):
     @bus.hears(hostagent.vm_changed, key="host_id")
     def vm_changed(self, told: Body, session: Any) -> None:
         news.vm_changed(self.desk, session, told)
+
+    @bus.hears(inventory.vm_changed)
+    def vm_named(self, told: Body, session: Any) -> None:
+        news.vm_named(self.desk, session, told)
 
     @bus.hears(inventory.vm_deleted)
     def vm_deleted(self, told: Body, session: Any) -> None:

@@ -34,6 +34,12 @@ class SnapshotsSettings(FrameSettings):
     )
     snapshots_per_vm: int = setting(128, "longest chain: QEMU opens every file of it", check=between(1, 1000))
 
+    deep_chain: int = setting(
+        32,
+        "a chain with more volumes is listed as too deep: every read may have to look into each",
+        check=between(1, 1000),
+    )
+
     def reserve(self, total: int | None) -> int:
         """Bytes to leave free on a domain of this size (None: size unknown)."""
         if total is None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import datetime
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -13,7 +13,7 @@ from sqlalchemy.orm import Session
 from chassis import clock, outbox
 from contracts import errors
 from contracts import snapshots as promises
-from services.snapshots import chain, leaves
+from services.snapshots import chain, leaves, store_overview
 from services.snapshots.tables import disk_locks, disks, snapshot_disks, snapshots, volumes
 
 # -- pages ------------------------------------------------------------------------------------------------
@@ -80,6 +80,7 @@ def disk_changed(session: Session, told: Mapping[str, Any]) -> None:
     """Follow inventory in what we copied from it."""
     changes = {"vm_id": told["vm_id"], "alias": told["alias"], "domain_id": told["domain_id"]}
     session.execute(sa.update(disks).where(disks.c.id == told["id"]).values(changes))
+    store_overview.refresh(session, [told["id"]])
 
 
 def add_volume(session: Session, disk_id: str, volume_id: str, parent_id: str | None) -> None:
@@ -122,6 +123,7 @@ def keep_sizes(session: Session, sizes: Mapping[str, int]) -> None:
     """Remember what volumes took when they were last seen."""
     for volume_id, size in sizes.items():
         session.execute(sa.update(volumes).where(volumes.c.id == volume_id).values(actual_size=size))
+    store_overview.refresh(session, store_overview.of_volumes(session, sizes))
 
 
 def record_merge(session: Session, plan: chain.MergePlan) -> None:
@@ -140,6 +142,7 @@ def record_merge(session: Session, plan: chain.MergePlan) -> None:
     session.execute(sa.update(volumes).where(volumes.c.id.in_(plan.dropped)).values(dropped=True))
     for snapshot_id in (*removed, *(() if above is None else (above,))):
         change_snapshot(session, snapshot_id)
+    store_overview.refresh(session, [plan.disk_id])
 
 
 def forget_volumes(session: Session, volume_ids: Iterable[str]) -> None:
@@ -149,7 +152,7 @@ def forget_volumes(session: Session, volume_ids: Iterable[str]) -> None:
 # -- locks ------------------------------------------------------------------------------------------------
 
 
-def lock(session: Session, disk_ids: Iterable[str], flow_id: str, vm_id: str) -> None:
+def lock(session: Session, disk_ids: Collection[str], flow_id: str, vm_id: str) -> None:
     """One job per disk: take these disks or raise DiskBusy; the caller's transaction is then of no use any more."""
     for disk_id in sorted(disk_ids):
         holder = session.execute(sa.select(disk_locks.c.flow_id).where(disk_locks.c.disk_id == disk_id)).scalar()
@@ -159,6 +162,7 @@ def lock(session: Session, disk_ids: Iterable[str], flow_id: str, vm_id: str) ->
             session.execute(disk_locks.insert().values(disk_id=disk_id, flow_id=flow_id, vm_id=vm_id))
         except sa.exc.IntegrityError:  # PostgreSQL: another instance was faster by a breath
             raise errors.DiskBusy(disk_id=disk_id, flow_id="another request") from None
+    store_overview.refresh(session, disk_ids)
 
 
 def refuse_locked(session: Session, disk_ids: Iterable[str]) -> None:
@@ -179,7 +183,9 @@ def unlock(session: Session, flow_id: str, disk_id: str | None = None) -> None:
     where = [disk_locks.c.flow_id == flow_id]
     if disk_id is not None:
         where.append(disk_locks.c.disk_id == disk_id)
+    touched = [disk_id] if disk_id is not None else store_overview.of_flow(session, flow_id)
     session.execute(sa.delete(disk_locks).where(*where))
+    store_overview.refresh(session, touched)
 
 
 def refuse_busy(session: Session, vm_id: str) -> None:
@@ -201,6 +207,7 @@ def add_snapshot(session: Session, row: Mapping[str, Any], leaves: Mapping[str, 
     session.execute(snapshots.insert().values(**bare, version=1, **row))
     for disk_id, volume_id in leaves.items():
         session.execute(snapshot_disks.insert().values(snapshot_id=row["id"], disk_id=disk_id, volume_id=volume_id))
+    store_overview.refresh(session, leaves)
     outbox.tell(session, promises.snapshot_changed, snapshot(session, row["id"]))
 
 
@@ -218,6 +225,7 @@ def change_snapshot(session: Session, snapshot_id: str, **changes: Any) -> None:
     query = sa.update(snapshots).where(snapshots.c.id == snapshot_id)
     done: Any = session.execute(query.values(version=snapshots.c.version + 1, **changes))
     if done.rowcount:
+        store_overview.refresh(session, store_overview.of_snapshot(session, snapshot_id))
         outbox.tell(session, promises.snapshot_changed, snapshot(session, snapshot_id))
 
 
@@ -225,8 +233,10 @@ def delete_snapshot(session: Session, snapshot_id: str) -> None:
     """Forget a snapshot and tell it; nothing happens to one that is gone."""
     vm_id = session.execute(sa.select(snapshots.c.vm_id).where(snapshots.c.id == snapshot_id)).scalar()
     if vm_id is not None:
+        touched = store_overview.of_snapshot(session, snapshot_id)
         session.execute(sa.delete(snapshot_disks).where(snapshot_disks.c.snapshot_id == snapshot_id))
         session.execute(sa.delete(snapshots).where(snapshots.c.id == snapshot_id))
+        store_overview.refresh(session, touched)
         outbox.tell(session, promises.snapshot_deleted, {"id": snapshot_id, "vm_id": vm_id})
 
 
@@ -274,7 +284,10 @@ def vm_deleted(session: Session, vm_id: str) -> None:
     """The VM's snapshots are gone with it; a disk that outlives it keeps its chain."""
     for snapshot_id in list(session.scalars(sa.select(snapshots.c.id).where(snapshots.c.vm_id == vm_id))):
         delete_snapshot(session, snapshot_id)
+    orphaned = list(session.scalars(sa.select(disks.c.id).where(disks.c.vm_id == vm_id)))
     session.execute(sa.update(disks).where(disks.c.vm_id == vm_id).values(vm_id=None))
+    store_overview.forget_vm(session, vm_id)
+    store_overview.refresh(session, orphaned)
 
 
 def disk_deleted(session: Session, disk_id: str) -> None:
@@ -284,6 +297,7 @@ def disk_deleted(session: Session, disk_id: str) -> None:
     session.execute(sa.delete(snapshot_disks).where(snapshot_disks.c.disk_id == disk_id))
     session.execute(sa.delete(volumes).where(volumes.c.disk_id == disk_id))
     session.execute(sa.delete(disks).where(disks.c.id == disk_id))
+    store_overview.refresh(session, [disk_id])
     for snapshot_id in touched:
         if disks_of(session, snapshot_id):
             change_snapshot(session, snapshot_id)

@@ -4,7 +4,7 @@ folder, damaged volumes, metadata that differ. Facts in, findings out; no I/O.""
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -85,3 +85,19 @@ def _foreign(file: Mapping[str, Any]) -> Finding:
         return Finding("foreign_file", f"{path} is no volume.", "Move it elsewhere if nothing needs it.", path=path)
     message = f"{path} is no volume, and stands on {backing}, which cannot be merged or deleted while it does."
     return Finding("foreign_file", message, "Move it elsewhere or delete it if nothing needs it.", path=path)
+
+
+def without_disk(scan: Mapping[str, Any], disks: Iterable[Mapping[str, Any]], books: Collection[str]) -> list[Finding]:
+    """Volumes in the folders of known disks that no snapshot and no disk knows. `books`: the volumes in the database;
+    a disk of which it has none yet has its first volume alone."""
+    first = {disk["id"]: disk["first_volume_id"] for disk in disks if disk["state"] == "ok"}
+    rows = (row for row in scan["volumes"] if row["disk_id"] in first)
+    return [
+        _unknown(row) for row in rows if row["volume_id"] not in books and row["volume_id"] != first[row["disk_id"]]
+    ]
+
+
+def _unknown(row: Mapping[str, Any]) -> Finding:
+    message = f"The volume {row['volume_id']} with {row['actual_size']} bytes belongs to no disk or snapshot."
+    action = f"See what it is, then adopt or discard it: drystone doctor disk {row['disk_id']}"
+    return Finding("volume_without_disk", message, action, row["disk_id"], row["volume_id"], row["path"])

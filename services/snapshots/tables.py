@@ -8,6 +8,10 @@ jobs             every flow as users see it (a waiting merge has no flow yet)
 merges           what is special about one merge of a disk
 removal_items    what a removal is to remove, one disk of one snapshot each; which merge does it is said here alone
 disk_locks       one job per disk
+overview         one row per disk snapshot, made from the above; rows of a disk are made anew with each change of it
+vm_names         of inventory's VMs, for the overview
+leftovers        what the last scan of a domain found that nothing refers to, or that is odd
+scans            when that was
 gate             one row that is locked while merges are let in, so that the limits hold with many instances
 """
 
@@ -155,3 +159,53 @@ disk_locks = sa.Table(
 )
 
 gate = sa.Table("gate", metadata, sa.Column("id", sa.Integer, primary_key=True))
+
+overview = sa.Table(
+    "overview",
+    metadata,
+    sa.Column("volume_id", _ID, primary_key=True),
+    sa.Column("snapshot_id", _ID, nullable=False),
+    sa.Column("disk_id", _ID, nullable=False, index=True),
+    sa.Column("domain_id", _ID, nullable=False),
+    sa.Column("vm_id", _ID, index=True),
+    sa.Column("vm_name", sa.String(255), nullable=False),
+    sa.Column("alias", sa.String(255), nullable=False),
+    sa.Column("description", sa.String(1024), nullable=False),
+    sa.Column("taken_at", UtcTime, nullable=False),
+    sa.Column("size", _BYTES, nullable=False),  # -1: not seen yet; so that a cursor can stand on it
+    sa.Column("returns", _BYTES, nullable=False),
+    sa.Column("depth", sa.Integer, nullable=False),
+    sa.Column("layers", sa.Integer, nullable=False),
+    sa.Column("state", sa.String(16), nullable=False),
+    sa.Column("reason", sa.Text),
+    # One for each sort (none by description: PostgreSQL has no index over such long texts), and one that answers
+    # the sums of a domain alone.
+    *(
+        sa.Index(f"overview_by_{name}", "domain_id", name, "volume_id")
+        for name in ("taken_at", "size", "returns", "depth", "layers", "vm_name", "alias", "state")
+    ),
+    sa.Index("overview_by_vm", "domain_id", "vm_id", "size", "volume_id"),
+    sa.Index("overview_sums", "domain_id", "size", "returns"),
+)
+
+vm_names = sa.Table(
+    "vm_names", metadata, sa.Column("id", _ID, primary_key=True), sa.Column("name", sa.String(255), nullable=False)
+)
+
+leftovers = sa.Table(
+    "leftovers",
+    metadata,
+    sa.Column("domain_id", _ID, primary_key=True),
+    sa.Column("number", sa.Integer, primary_key=True),
+    sa.Column("code", sa.String(64), nullable=False),
+    sa.Column("message", sa.Text, nullable=False),
+    sa.Column("action", sa.Text, nullable=False),
+    sa.Column("disk_id", _ID, index=True),
+    sa.Column("volume_id", _ID),
+    sa.Column("path", sa.Text),
+    sa.Column("size", _BYTES),
+)
+
+scans = sa.Table(
+    "scans", metadata, sa.Column("domain_id", _ID, primary_key=True), sa.Column("scanned_at", UtcTime, nullable=False)
+)

@@ -14,6 +14,7 @@ from contracts import errors, inventory, snapshots
 from contracts.promise import Rpc
 from tests.fakes.bus import Bus
 from tests.service.gateway.removals import Removals
+from tests.service.gateway.shelf import Shelf
 from tests.service.gateway.sick import Doctor
 
 Row = dict[str, Any]
@@ -39,6 +40,7 @@ class World:
         self.removals = Removals(self)
         self.asked: list[tuple[str, Row]] = []
         self.doctor = Doctor(self.get, self.rows)
+        self.shelf = Shelf(self.get)
         self._lock = threading.RLock()
 
     def serve(self, bus: Bus, *services: str) -> None:
@@ -83,6 +85,9 @@ class World:
             (snapshots.diagnose_disk, self.doctor.diagnose),
             (snapshots.repair_disk, self.doctor.repair),
             (snapshots.diagnose_domain, self.doctor.diagnose_domain),
+            (snapshots.list_disk_snapshots, self.shelf.list_disk_snapshots),
+            (snapshots.list_leftovers, self.shelf.list_leftovers),
+            (snapshots.rebuild_overview, self.shelf.rebuild),
             (snapshots.create_snapshot, lambda r: self.job(r, "snapshot", r["vm_id"])),
             (snapshots.remove_snapshot, self._remove),
             (snapshots.remove_snapshots, self.removals.begin),

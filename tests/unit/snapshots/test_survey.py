@@ -52,3 +52,16 @@ def test_each_finding_has_its_name() -> None:
 
 def test_a_disk_that_is_being_made_needs_no_folder_yet() -> None:
     assert survey.of_files(scan(), [disk(A, "creating"), disk(B, "deleting")]) == []
+
+
+def test_a_volume_that_no_disk_and_no_snapshot_knows_is_told_with_what_helps() -> None:
+    first, known, stray = (f"00000000-0000-4000-8000-0000000000a{digit}" for digit in "123")
+    rows = scan(*({**row(A), "volume_id": one} for one in (first, known, stray)), row(B))
+    (found,) = survey.without_disk(rows, [disk(A) | {"first_volume_id": first}], {known})
+    assert (found.code, found.volume_id) == ("volume_without_disk", stray)
+    assert found.action.endswith(f"drystone doctor disk {A}")
+
+
+def test_volumes_of_a_disk_that_is_being_made_are_nobodys_leftovers() -> None:
+    making = disk(A, "creating") | {"first_volume_id": B}
+    assert survey.without_disk(scan(row(A)), [making], set()) == []

@@ -1,0 +1,342 @@
+"""SQL of the overview: the rows of a disk made anew from the books, and pages of them.
+
+Whoever changes what a row shows calls `refresh` in the same transaction. Sizes are -1 where nobody has seen them.
+"""
+
+from __future__ import annotations
+
+import datetime
+import json
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import Any
+
+import sqlalchemy as sa
+from sqlalchemy.orm import Session
+
+from chassis import clock
+from contracts import errors
+from services.snapshots import chain
+from services.snapshots.tables import (
+    disk_locks,
+    disks,
+    leftovers,
+    overview,
+    scans,
+    snapshot_disks,
+    snapshots,
+    vm_names,
+    volumes,
+)
+
+UNSEEN = -1
+DAMAGED = "damaged_volume"
+
+
+# -- rows -------------------------------------------------------------------------------------------------
+
+
+def refresh(session: Session, disk_ids: Iterable[str]) -> int:
+    """Make the rows of these disks anew; answers how many there are."""
+    wanted = sorted(set(disk_ids))
+    session.execute(sa.delete(overview).where(overview.c.disk_id.in_(wanted)))
+    rows = [row for disk in session.execute(_disks(wanted)).all() for row in _rows(session, disk)]
+    if rows:
+        session.execute(overview.insert(), rows)
+    return len(rows)
+
+
+def _disks(disk_ids: Sequence[str]) -> sa.Select[Any]:
+    joined = disks.outerjoin(vm_names, vm_names.c.id == disks.c.vm_id).outerjoin(
+        disk_locks, disk_locks.c.disk_id == disks.c.id
+    )
+    shown = (disks, vm_names.c.name.label("vm_name"), disk_locks.c.flow_id)
+    return sa.select(*shown).select_from(joined).where(disks.c.id.in_(disk_ids))
+
+
+def _rows(session: Session, disk: Any) -> list[dict[str, Any]]:
+    joined = snapshot_disks.join(snapshots, snapshots.c.id == snapshot_disks.c.snapshot_id)
+    query = sa.select(snapshots, snapshot_disks.c.volume_id).select_from(joined)
+    held = session.execute(query.where(snapshot_disks.c.disk_id == disk.id)).all()
+    if not held:
+        return []
+    known = {row.id: row for row in session.execute(sa.select(volumes).where(volumes.c.disk_id == disk.id))}
+    ids = _chain(known, disk.active_id)
+    damaged = _damaged(session, disk.id)
+    common = {"disk_id": disk.id, "domain_id": disk.domain_id, "vm_id": disk.vm_id, "vm_name": disk.vm_name or ""}
+    return [
+        {
+            **common,
+            "alias": disk.alias,
+            "volume_id": row.volume_id,
+            "snapshot_id": row.id,
+            "description": row.description,
+            "taken_at": row.created_at,
+            "size": _size(known, row.volume_id),
+            "returns": _size(known, _above(ids, row.volume_id)),
+            "depth": ids.index(row.volume_id) if row.volume_id in ids else 0,
+            "layers": max(1, len(ids)),
+            **_state(row, disk, ids, damaged),
+        }
+        for row in held
+    ]
+
+
+def _chain(known: Mapping[str, Any], active_id: str) -> tuple[str, ...]:
+    """First volume first; nothing for books that form no chain."""
+    parents = {id_: row.parent_id for id_, row in known.items() if not row.dropped}
+    try:
+        return chain.order(parents, active_id)
+    except ValueError:
+        return ()
+
+
+def _damaged(session: Session, disk_id: str) -> dict[str, str]:
+    """What the last scan found wrong with volumes of a disk."""
+    query = sa.select(leftovers.c.volume_id, leftovers.c.message)
+    rows = session.execute(query.where(leftovers.c.disk_id == disk_id, leftovers.c.code == DAMAGED))
+    return dict(rows.tuples().all())
+
+
+def _above(ids: Sequence[str], volume_id: str) -> str | None:
+    place = ids.index(volume_id) + 1 if volume_id in ids else len(ids)
+    return ids[place] if place < len(ids) else None
+
+
+def _size(known: Mapping[str, Any], volume_id: str | None) -> int:
+    size = known[volume_id].actual_size if volume_id is not None and volume_id in known else None
+    return UNSEEN if size is None else int(size)
+
+
+def _state(row: Any, disk: Any, ids: Sequence[str], damaged: Mapping[str, str]) -> dict[str, Any]:
+    """`state`, and the `reason` why it cannot be removed."""
+    if row.state == "creating":
+        return {"state": "creating", "reason": "It is being taken."}
+    if disk.flow_id is not None:
+        state = "removing" if row.state == "removing" else "busy"
+        return {"state": state, "reason": f"Job {disk.flow_id} works on the disk."}
+    touched = (row.volume_id, _above(ids, row.volume_id) or "")
+    problem = next((damaged[id_] for id_ in touched if id_ in damaged), None)
+    if problem is None and row.volume_id not in ids:
+        problem = f"The books have no chain with it: drystone doctor disk {disk.id}"
+    if problem is not None:
+        return {"state": "damaged", "reason": problem}
+    reason = "The disk is plugged into no VM." if disk.vm_id is None else None
+    return {"state": "ok", "reason": reason}
+
+
+# -- what the rows follow ---------------------------------------------------------------------------------
+
+
+def of_volumes(session: Session, volume_ids: Collection[str]) -> list[str]:
+    """The disks of these volumes."""
+    query = sa.select(volumes.c.disk_id).where(volumes.c.id.in_(list(volume_ids))).distinct()
+    return list(session.scalars(query))
+
+
+def of_snapshot(session: Session, snapshot_id: str) -> list[str]:
+    query = sa.select(snapshot_disks.c.disk_id).where(snapshot_disks.c.snapshot_id == snapshot_id)
+    return list(session.scalars(query))
+
+
+def of_flow(session: Session, flow_id: str) -> list[str]:
+    """The disks that a flow has locked."""
+    return list(session.scalars(sa.select(disk_locks.c.disk_id).where(disk_locks.c.flow_id == flow_id)))
+
+
+def name_vms(session: Session, names: Mapping[str, str]) -> None:
+    """Follow inventory's names."""
+    query = sa.select(vm_names.c.id, vm_names.c.name).where(vm_names.c.id.in_(list(names)))
+    known = dict(session.execute(query).tuples().all())
+    for vm_id, name in names.items():
+        if vm_id not in known:
+            session.execute(vm_names.insert().values(id=vm_id, name=name))
+        elif known[vm_id] != name:
+            session.execute(sa.update(vm_names).where(vm_names.c.id == vm_id).values(name=name))
+        else:
+            continue
+        session.execute(sa.update(overview).where(overview.c.vm_id == vm_id).values(vm_name=name))
+
+
+def forget_vm(session: Session, vm_id: str) -> None:
+    session.execute(sa.delete(vm_names).where(vm_names.c.id == vm_id))
+
+
+def missing(session: Session, limit: int) -> list[str]:
+    """Disks with snapshots and without rows: those that were there before the overview was."""
+    joined = snapshot_disks.outerjoin(overview, overview.c.volume_id == snapshot_disks.c.volume_id)
+    query = sa.select(snapshot_disks.c.disk_id).select_from(joined).where(overview.c.volume_id.is_(None))
+    return list(session.scalars(query.distinct().order_by(snapshot_disks.c.disk_id).limit(limit)))
+
+
+def disks_on(session: Session, domain_id: str) -> set[str]:
+    return set(session.scalars(sa.select(disks.c.id).where(disks.c.domain_id == domain_id)))
+
+
+def shown_on(session: Session, domain_id: str) -> set[str]:
+    """The disks that have rows there."""
+    return set(session.scalars(sa.select(overview.c.disk_id).where(overview.c.domain_id == domain_id).distinct()))
+
+
+def volumes_on(session: Session, domain_id: str) -> set[str]:
+    """Every volume in the books of the disks on a domain."""
+    joined = volumes.join(disks, disks.c.id == volumes.c.disk_id)
+    return set(session.scalars(sa.select(volumes.c.id).select_from(joined).where(disks.c.domain_id == domain_id)))
+
+
+def keep_size(session: Session, volume_id: str, size: int) -> None:
+    session.execute(sa.update(volumes).where(volumes.c.id == volume_id).values(actual_size=size))
+
+
+# -- pages ------------------------------------------------------------------------------------------------
+
+
+def page(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
+    """contracts.overview.DiskSnapshotRows. Raises BadRequest for a cursor that is none of this list."""
+    where = _where(request)
+    name, down = request["sort"].removeprefix("-"), request["sort"].startswith("-")
+    column, key = overview.c[name], overview.c.volume_id
+    query = sa.select(overview).where(*where)
+    if request["after"] is not None:
+        here = sa.tuple_(column, key)
+        value, last = _cursor(request["after"], column)
+        there = sa.tuple_(sa.literal(value, column.type), sa.literal(last, key.type))
+        query = query.where(here < there if down else here > there)
+    ordered = query.order_by(column.desc(), key.desc()) if down else query.order_by(column, key)
+    rows = session.execute(ordered.limit(request["limit"] + 1)).all()
+    more = rows[request["limit"] - 1] if len(rows) > request["limit"] else None
+    total, size, returns = session.execute(_sums(where)).one()
+    return {
+        "items": [_told(row) for row in rows[: request["limit"]]],
+        "next": json.dumps([_plain(getattr(more, name)), more.volume_id], ensure_ascii=False)
+        if more is not None
+        else None,
+        "total": total,
+        "size": int(size or 0),
+        "returns": int(returns or 0),
+        "scanned_at": scanned_at(session, request["id"]),
+    }
+
+
+def _where(request: Mapping[str, Any]) -> list[Any]:
+    c = overview.c
+    where: list[Any] = [c.domain_id == request["id"]]
+    if request["vm_id"] is not None:
+        where.append(c.vm_id == request["vm_id"])
+    if request["text"]:
+        found = (sa.func.lower(column).contains(request["text"].lower(), autoescape=True) for column in _WORDS)
+        where.append(sa.or_(*found))
+    if request["taken_before"] is not None:
+        where.append(c.taken_at < clock.parse(request["taken_before"]))
+    if request["min_size"] is not None:
+        where.append(c.size >= request["min_size"])
+    if request["min_depth"] is not None:
+        where.append(c.depth >= request["min_depth"])
+    if request["state"] is not None:
+        where.append(c.state == request["state"])
+    if request["removable"] is not None:
+        where.append(c.reason.is_(None) if request["removable"] else c.reason.is_not(None))
+    return where
+
+
+_WORDS = (overview.c.description, overview.c.alias, overview.c.vm_name)
+
+
+def _sums(where: Sequence[Any]) -> sa.Select[Any]:
+    """How many, and the bytes of those whose size was seen."""
+    sizes = (
+        sa.func.sum(sa.case((column == UNSEEN, 0), else_=column)) for column in (overview.c.size, overview.c.returns)
+    )
+    return sa.select(sa.func.count(), *sizes).select_from(overview).where(*where)
+
+
+def _cursor(text: str, column: sa.Column[Any]) -> tuple[Any, str]:
+    try:
+        value, last = json.loads(text)
+        kind = str if column.name == "taken_at" else column.type.python_type
+        if type(value) is not kind or type(last) is not str or "\0" in f"{value}{last}" or _is_huge(value):
+            raise ValueError
+        return clock.parse(value) if column.name == "taken_at" else value, last
+    except (ValueError, TypeError, RecursionError):
+        raise errors.BadRequest(errors={"after": ["Not a cursor of this list."]}) from None
+
+
+def _is_huge(value: Any) -> bool:
+    """No database has such a number."""
+    return isinstance(value, int) and not -(2**31) <= value < 2**63
+
+
+def _plain(value: Any) -> Any:
+    return clock.iso(value) if isinstance(value, datetime.datetime) else value
+
+
+def _told(row: Any) -> dict[str, Any]:
+    told = dict(row._mapping)
+    for name in ("size", "returns"):
+        told[name] = None if told[name] == UNSEEN else told[name]
+    return {**told, "taken_at": clock.iso(told["taken_at"]), "removable": told["reason"] is None}
+
+
+# -- what is odd on a domain ------------------------------------------------------------------------------
+
+
+def scanned_at(session: Session, domain_id: str) -> str | None:
+    moment = session.execute(sa.select(scans.c.scanned_at).where(scans.c.domain_id == domain_id)).scalar()
+    return clock.iso(moment) if moment is not None else None
+
+
+def keep_leftovers(
+    session: Session, domain_id: str, found: Sequence[Mapping[str, Any]], moment: datetime.datetime
+) -> None:
+    """In place of what the scan before found."""
+    session.execute(sa.delete(leftovers).where(leftovers.c.domain_id == domain_id))
+    session.execute(sa.delete(scans).where(scans.c.domain_id == domain_id))
+    session.execute(scans.insert().values(domain_id=domain_id, scanned_at=moment))
+    rows = [{"domain_id": domain_id, "number": number, **one} for number, one in enumerate(found, 1)]
+    if rows:
+        session.execute(leftovers.insert(), rows)
+
+
+def odd(session: Session, request: Mapping[str, Any], deep: int) -> dict[str, Any]:
+    """contracts.overview.Leftovers: chains of more than `deep` volumes, the deepest first, then what the scan found."""
+    chains = session.execute(_deep(request["id"], deep)).all()
+    start = _number(request["after"])
+    first = [_told_deep(row, deep) for row in chains[start : start + request["limit"]]]
+    here = leftovers.c.domain_id == request["id"]
+    number = leftovers.c.number
+    total = session.execute(sa.select(sa.func.count()).select_from(leftovers).where(here)).scalar_one()
+    query = sa.select(leftovers).where(here, number > max(0, start - len(chains))).order_by(number)
+    rest = session.execute(query.limit(request["limit"] - len(first))).all()
+    shown = ("code", "message", "action", "disk_id", "volume_id", "path", "size")
+    items = first + [{name: getattr(row, name) for name in shown} for row in rest]
+    end = start + len(items)
+    everything = len(chains) + total
+    following = str(end) if end < everything else None
+    return {"items": items, "next": following, "total": everything, "scanned_at": scanned_at(session, request["id"])}
+
+
+def _deep(domain_id: str, deep: int) -> sa.Select[Any]:
+    c = overview.c
+    shown = (c.disk_id, sa.func.max(c.alias).label("alias"), sa.func.max(c.vm_name).label("vm_name"), c.layers)
+    query = sa.select(*shown).where(c.domain_id == domain_id, c.layers > deep)
+    return query.group_by(c.disk_id, c.layers).order_by(c.layers.desc(), c.disk_id)
+
+
+def _told_deep(row: Any, deep: int) -> dict[str, Any]:
+    whose = f" of VM {row.vm_name}" if row.vm_name else ""
+    return {
+        "code": "deep_chain",
+        "message": f"The chain of disk {row.alias}{whose} has {row.layers} volumes, more than {deep}.",
+        "action": f"Remove snapshots that nobody needs: drystone snapshot list --vm {row.vm_name or 'NAME'}",
+        "disk_id": row.disk_id,
+        "volume_id": None,
+        "path": None,
+        "size": None,
+    }
+
+
+def _number(after: str | None) -> int:
+    if after is None:
+        return 0
+    if not after.isascii() or not after.isdigit() or len(after) > 9:
+        raise errors.BadRequest(errors={"after": ["Not a cursor of this list."]})
+    return int(after)
