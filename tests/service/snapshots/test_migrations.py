@@ -30,7 +30,7 @@ def _put(database: Database, name: str, **values: Any) -> None:
 
 def test_merges_of_before_keep_their_snapshot_as_an_item_of_their_removal(database: Database) -> None:
     _up_to(database, "0002_behind")
-    shared = {
+    shared: dict[str, Any] = {
         "vm_id": VM,
         "snapshot_id": SNAPSHOT,
         "user": "admin",
