@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from typing import Any
 
 import prometheus_client as prometheus
@@ -62,9 +62,6 @@ class Health:
                 gauge.labels(*values).set(number)
 
         self._readings.append(read)
-
-    def counter(self, name: str, doc: str, labels: Iterable[str] = ()) -> prometheus.Counter:
-        return self._counter(name, doc, tuple(labels))
 
     def served(self, method: str, outcome: str, seconds: float) -> None:
         self._served.labels(method, outcome).observe(seconds)

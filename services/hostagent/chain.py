@@ -18,7 +18,6 @@ volume counts unless it is marked illegal, or passed over. Both count, because a
 
 from __future__ import annotations
 
-import os
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -227,20 +226,6 @@ def marked_in_order(volumes: Mapping[str, Volume], some: Collection[str]) -> lis
     return sorted(some, key=lambda volume_id: (volume_id in tips, height(volume_id), volume_id))
 
 
-def remarks(volumes: Collection[Volume]) -> list[str]:
-    """What a person should know about these volumes, each in a sentence; empty when all is in order."""
-    found: list[str] = []
-    for volume in sorted(volumes, key=lambda v: v.id):
-        if volume.trouble is not None:
-            found.append(str(volume.trouble))
-        elif volume.legality == "illegal":
-            found.append(f"Volume {volume.id} is marked illegal: it is waiting to be deleted.")
-        elif volume.parent != volume.backing and volume.format == "cow":
-            says, has = volume.parent or "none", volume.backing or "none"
-            found.append(f"Volume {volume.id} has the parent {says} in its metadata and {has} in its header.")
-    return found
-
-
 # -- the name that libvirt writes -------------------------------------------------------------------------
 
 
@@ -255,15 +240,6 @@ def written_backing(names: Sequence[str]) -> str:
         folder = path[: path.rfind("/") + 1]
         path = name if name.startswith("/") else folder + name
     return path
-
-
-def check_backing(names: Sequence[str]) -> str:
-    """`written_backing`, or BackingTooLong over MAX_BACKING_BYTES."""
-    written = written_backing(names)
-    size = len(os.fsencode(written))
-    if size > MAX_BACKING_BYTES:
-        raise errors.BackingTooLong(bytes=size)
-    return written
 
 
 def backing_names(volumes: Mapping[str, Volume], child: str, base: str) -> list[str]:

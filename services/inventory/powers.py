@@ -16,7 +16,6 @@ from dataclasses import dataclass, replace
 
 from contracts import errors
 
-ALIVE = ("running", "paused", "unsure")
 ENDED = ("down", "absent")
 WAITING = ("starting", "shutting_down", "powering_off")
 SETTLE = dt.timedelta(seconds=2)  # a list that was made while an ask was answered may be sent this much after it

@@ -12,7 +12,6 @@ from services.snapshots import jobs, peers, removal, store, store_jobs, store_re
 from services.snapshots.desk import Desk
 from services.snapshots.store_jobs import JobRow
 
-LOOK = 5.0  # seconds that a look for `get_chain` may take; the chain of the database is worth more than waiting
 _log = logs.get("snapshots")
 Body = dict[str, Any]
 
