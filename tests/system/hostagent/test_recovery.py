@@ -69,19 +69,6 @@ def test_a_start_in_which_the_agent_died_is_done_once(agent: Agent, make_vm: Cal
     holds_everything(vm)
 
 
-def test_a_record_in_which_the_agent_died_may_be_repeated(agent: Agent, vm: Vm) -> None:
-    vm.snapshot()
-    chain = vm.look()["qemu"]["chain"]
-    request = {"vm_id": vm.id, "disk": vm.disks[0], "chain": chain, "unused": [], "claim": vm.claim}
-    agent.crash_at("chain.after_ask")
-    with in_background(agent.ask, "record_chain", request):
-        agent.wait_crashed()
-    agent.start()
-    agent.ask("record_chain", request)
-    assert vm.leaf() == chain[0]
-    holds_everything(vm)
-
-
 @pytest.mark.parametrize("point", PIVOT_POINTS)
 def test_an_agent_that_comes_back_to_its_own_pause_finishes_it(agent: Agent, vm: Vm, point: str) -> None:
     request = at_ready(vm)
