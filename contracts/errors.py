@@ -217,6 +217,13 @@ class HypervisorRefused(Problem):
     hint = "The reason is libvirt's own; mend what it names and try again."
 
 
+class TemplateWrongState(Problem):
+    code = "template_wrong_state"
+    status = 409
+    message = "The template {template_id} is {state}; {action} needs it {needs}."
+    hint = "Wait until its disks are copied, or delete it if it failed: drystone template show {template_id}."
+
+
 class MacTaken(Problem):
     code = "mac_taken"
     status = 409
@@ -309,6 +316,16 @@ class DiskWrongState(Problem):
     status = 409
     message = "The disk {disk_id} is {state}; {action} needs it {needs}."
     hint = "Wait until its work is done, or delete it if it failed: drystone disk show {disk_id}."
+
+
+class TemplateVolume(Problem):
+    code = "template_volume"
+    status = 409
+    message = (
+        "{action} would change the volume {volume_id} of the template disk {template_disk_id}, "
+        "on which other disks stand. Nothing was touched."
+    )
+    hint = "Snapshots above it merge as always. For a VM that is free of the template: drystone vm create --clone full."
 
 
 class BackingOutside(Problem):

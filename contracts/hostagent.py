@@ -81,7 +81,8 @@ class CreateVolume(f.Request):
 
 class VolumeFacts(f.Fact):
     """One volume as the storage has it. `parent_id` is what `.meta` says, `backing_id` what the qcow2 header's name
-    `backing` resolves to (null: no backing file). Sizes in bytes; `actual_size` is what it takes on the storage."""
+    `backing` resolves to (null: no backing file). Sizes in bytes; `actual_size` is what it takes on the storage.
+    `template_disk_id`: of a shared volume, the disk of the template that it belongs to."""
 
     volume_id = f.uid()
     parent_id = f.uid(allow_none=True)
@@ -92,7 +93,35 @@ class VolumeFacts(f.Fact):
     actual_size = f.size()
     legality = f.choice("legal", "illegal", "fake")
     volume_type = f.choice("leaf", "internal", "shared")
+    template_disk_id = f.uid(allow_none=True, load_default=None)
     created_at = f.time(allow_none=True)
+
+
+class CreateThinDisk(f.Request):
+    """A disk whose first volume stands on a template's volume: hard links of that, and an empty overlay."""
+
+    disk = f.nested(DiskRef)
+    volume_id = f.uid()
+    template_disk_id = f.uid()
+    template_volume_id = f.uid()
+
+
+class CopyDisk(f.Request):
+    """Copy what `source` reads like (its whole chain) into the one volume of a new disk. No VM may write to the
+    source. `shared`: the new volume is a template's."""
+
+    source = f.nested(DiskRef)
+    disk = f.nested(DiskRef)
+    volume_id = f.uid()
+    shared = f.flag(load_default=False)
+
+
+class CopyFacts(f.Fact):
+    """`state`: copying (ask again to hear how far it is) or done. Bytes; `total` is an estimate from above."""
+
+    state = f.choice("copying", "done")
+    copied = f.size()
+    total = f.size()
 
 
 class DeleteDisk(f.Request):
@@ -414,6 +443,7 @@ _CHAIN = (
     errors.VolumeInUse,
     errors.NotFound,
     errors.AlreadyExists,
+    errors.TemplateVolume,
 )
 _VIRT = (errors.HypervisorAway, errors.HypervisorRefused, errors.VmUnsure, errors.VmWrongState)
 _MERGE = (
@@ -435,6 +465,8 @@ delete_domain = Rpc(OWNER, "delete_domain", OnDomain, f.Nothing, (*_STORAGE, err
 scan_domain = Rpc(OWNER, "scan_domain", OnDomain, DomainScan, _CHAIN, deadline=120)
 
 create_volume = Rpc(OWNER, "create_volume", CreateVolume, VolumeFacts, _CHAIN, deadline=60)
+create_thin_disk = Rpc(OWNER, "create_thin_disk", CreateThinDisk, VolumeFacts, _CHAIN, deadline=60)
+copy_disk = Rpc(OWNER, "copy_disk", CopyDisk, CopyFacts, (*_CHAIN, errors.DiskBusy), deadline=30)
 delete_disk = Rpc(OWNER, "delete_disk", DeleteDisk, f.Nothing, _CHAIN, deadline=120)
 
 start_vm = Rpc(OWNER, "start_vm", VmSpec, VmFacts, (*_CHAIN, *_VIRT), deadline=60)

@@ -33,7 +33,8 @@ class Volume:
 
     `parent`: the record in `.meta`. `backing`: the volume that the header's name resolves to, `backing_name` the
     name itself; `elsewhere`: that volume lies in another image of the domain (a template). `heir`: the volume that a
-    dropped range went into. `trouble`: why the files cannot be trusted. `created`: seconds since 1970."""
+    dropped range went into. `trouble`: why the files cannot be trusted. `created`: seconds since 1970. `image`: the
+    image that the record names; a template's volume has a name (hard link) in every image that stands on it."""
 
     id: str
     parent: str | None = None
@@ -47,7 +48,12 @@ class Volume:
     volume_type: str = "leaf"
     heir: str | None = None
     created: int | None = None
+    image: str | None = None
     trouble: errors.Problem | None = None
+
+    def is_borrowed(self, disk_id: str) -> bool:
+        """Whether it is a template's, and this disk merely stands on it."""
+        return self.volume_type == "shared" and self.image not in {None, disk_id}
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,10 @@ def find_leaf(disk_id: str, volumes: Collection[Volume]) -> Verdict:
         damaged = [v.trouble for v in volumes if v.id in tips and v.trouble is not None]
         several = errors.ChainBroken(disk_id=disk_id, reason=_no_single(tips, volumes))
         return Verdict(None, damaged[0] if damaged else several)
+    tip = next(v for v in volumes if v.id == tips[0])
+    if tip.is_borrowed(disk_id):
+        reason = f"it has no volume of its own on the template's volume {tip.id}: its making was not finished"
+        return Verdict(None, errors.ChainBroken(disk_id=disk_id, reason=reason))
     try:
         walk(disk_id, volumes, tips[0])
     except errors.Problem as problem:
@@ -194,7 +204,7 @@ def following(
         if now.leaf != ids[0]:
             raise now.trouble or differs(f"the storage's leaf is {now.leaf}, not {ids[0]}")
     found = walk(disk_id, volumes.values(), ids[0])
-    if found != tuple(ids):
+    if tuple(ids) not in (found, tuple(id_ for id_ in found if not volumes[id_].is_borrowed(disk_id))):
         raise differs(f"the headers show {' > '.join(found)}, not {' > '.join(ids)}")
     for volume_id in unused:
         if volume_id in ids:

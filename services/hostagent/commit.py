@@ -118,6 +118,7 @@ class Commit:
             if id_ is None and not os.path.realpath(layer.path).startswith(os.path.realpath(folder) + os.sep):
                 raise errors.BackingOutside(volume_id=str(ids[0]), backing=layer.path)
         view = self._parts.storage.volumes(disk["domain"], disk["disk_id"])
+        refuse_template(request, view["volumes"])
         headers = {volume["volume_id"]: volume.get("backing") or "" for volume in view["volumes"]}
         first, last = ids.index(request["top_id"]), ids.index(request["base_id"])
         if request["child_id"]:
@@ -193,6 +194,17 @@ def _force(parts: Parts, vm_id: str, job: str) -> None:
     """libvirt hears of the end by QEMU's event and clears up as after its own cancel."""
     with contextlib.suppress(monitor.Mute, monitor.Refused):
         parts.monitors.ask(vm_id, "block-job-cancel", {"device": job, "force": True})
+
+
+def refuse_template(request: Request, volumes: list[dict[str, Any]]) -> None:
+    """Raises TemplateVolume when base or top is a template's: a merge would change every disk made from it."""
+    for volume in volumes:
+        if volume["volume_id"] in (request["base_id"], request["top_id"]) and volume["volume_type"] == "shared":
+            raise errors.TemplateVolume(
+                action="A merge",
+                volume_id=volume["volume_id"],
+                template_disk_id=volume["template_disk_id"] or request["disk"]["disk_id"],
+            )
 
 
 def written_backing(names: list[str]) -> str:

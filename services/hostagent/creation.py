@@ -15,22 +15,24 @@ import contextlib
 import os
 import subprocess
 import time
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 from chassis import crash
 from contracts import errors
 from services.hostagent import chain, domain, files, layout, volume
 
 NEEDS = 512 * 1024  # bytes on the disk of an empty qcow2 file and what goes with it
-_QEMU_FORMAT = {"cow": "qcow2", "raw": "raw"}
+QEMU_FORMAT = {"cow": "qcow2", "raw": "raw"}
 
 Ref = dict[str, Any]
+T = TypeVar("T")
 
 
 @dataclass(frozen=True)
 class Wanted:
-    """What is asked for; `capacity` in bytes."""
+    """What is asked for; `capacity` in bytes. `shared`: a template's volume."""
 
     place: layout.Place
     image: str
@@ -38,7 +40,8 @@ class Wanted:
     parent: str | None
     capacity: int
     format: str
-    description: str
+    description: str = ""
+    shared: bool = False
 
     @property
     def folder(self) -> str:
@@ -57,6 +60,7 @@ class Wanted:
             format=self.format,
             description=self.description,
             created=int(time.time()),
+            volume_type="shared" if self.shared else "leaf",
         )
 
 
@@ -69,17 +73,17 @@ def create(
     _check(wanted)
     with files.guard("create_volume", wanted.file, place.id, NEEDS), files.image_lock(place, image):
         if os.path.lexists(wanted.file + ".meta"):
-            _same(wanted)
+            same(wanted)
         else:
-            _make(wanted)
-        return _facts(wanted)
+            make(wanted, lambda: check_parent(wanted), lambda parent: make_empty(wanted, parent))
+        return facts(wanted)
 
 
 def _opened(ref: Ref) -> layout.Place:
     return domain.opened(ref, writable=True)
 
 
-def _facts(wanted: Wanted) -> dict[str, Any]:
+def facts(wanted: Wanted) -> dict[str, Any]:
     made = {v.id: v for v in volume.read_image(wanted.place, wanted.image)}[wanted.volume]
     if made.trouble is not None:
         raise made.trouble
@@ -103,7 +107,7 @@ def _check(wanted: Wanted) -> None:
         raise errors.BadRequest(errors=wrong)
 
 
-def _same(wanted: Wanted) -> None:
+def same(wanted: Wanted) -> None:
     """The volume that is there must be the one that is asked for."""
     meta = volume.read_meta(wanted.place, wanted.image, wanted.volume)
     has = (meta.parent, meta.capacity, meta.format, meta.legality)
@@ -111,7 +115,7 @@ def _same(wanted: Wanted) -> None:
         raise errors.AlreadyExists(kind="volume", field="id", value=wanted.volume)
 
 
-def _check_parent(wanted: Wanted) -> chain.Volume | None:
+def check_parent(wanted: Wanted) -> chain.Volume | None:
     """The parent must be the leaf, the first volume of an image must be its only one."""
     volumes = volume.read_image(wanted.place, wanted.image)
     if wanted.parent is None:
@@ -129,12 +133,15 @@ def _check_parent(wanted: Wanted) -> chain.Volume | None:
         reason = f"its leaf is {verdict.leaf}, not {wanted.parent}"
         raise errors.ChainDiffers(disk_id=wanted.image, reason=reason)
     parent = by_id[wanted.parent]
+    if parent.volume_type == "shared":  # its disk is the template itself; a thin disk's leaf is never the template's
+        owner = parent.image or wanted.image
+        raise errors.TemplateVolume(action="A volume on it", volume_id=parent.id, template_disk_id=owner)
     if wanted.capacity < parent.capacity:
         raise errors.BadRequest(errors={"capacity": [f"Less than the parent's {parent.capacity}."]})
     return parent
 
 
-def _check_foreign(wanted: Wanted) -> None:
+def check_foreign(wanted: Wanted) -> None:
     """Files with the volume's name are ours only if our intent lies beside them."""
     if not any(os.path.lexists(wanted.file + s) for s in ("", ".lease")):
         return
@@ -149,13 +156,15 @@ def _check_foreign(wanted: Wanted) -> None:
 # -- making -----------------------------------------------------------------------------------------------
 
 
-def _make(wanted: Wanted) -> None:
+def make(wanted: Wanted, look: Callable[[], T], fill: Callable[[T], None]) -> None:
+    """Under the image's lock: `look` refuses what does not fit, `fill` makes the data file `<id>.new` of what that
+    found. After a failure nothing half-made stays."""
     made_folder = _make_folder(wanted)
     try:
-        parent = _check_parent(wanted)
-        _check_foreign(wanted)
+        found = look()
+        check_foreign(wanted)
         try:
-            _write(wanted, parent)
+            _write(wanted, lambda: fill(found))
         except (OSError, errors.Problem):
             _take_back(wanted)
             raise
@@ -174,12 +183,14 @@ def _make_folder(wanted: Wanted) -> bool:
     return True
 
 
-def _write(wanted: Wanted, parent: chain.Volume | None) -> None:
+def _write(wanted: Wanted, fill: Callable[[], None]) -> None:
     if not os.path.lexists(wanted.file):
         files.write_new(wanted.file + ".meta", layout.write_volume(wanted.meta()))
         files.sync_folder(wanted.folder)
         crash.point("volume.create.after_intent")
-        _make_file(wanted, parent)
+        files.remove(wanted.file + layout.NEW)
+        fill()
+        _put_in_place(wanted)
     crash.point("volume.create.after_image")
     files.make_sparse(wanted.file + ".lease", layout.MiB)
     crash.point("volume.create.after_lease")
@@ -190,32 +201,40 @@ def _write(wanted: Wanted, parent: chain.Volume | None) -> None:
     crash.point("volume.create.after_meta")
 
 
-def _make_file(wanted: Wanted, parent: chain.Volume | None) -> None:
-    new = wanted.volume + layout.NEW
-    files.remove(f"{wanted.folder}/{new}")
-    command = ["qemu-img", "create", "-q", "-f", _QEMU_FORMAT[wanted.format]]
-    if wanted.format == "cow":
-        command += ["-o", "compat=1.1,lazy_refcounts=off"]
-    if parent is not None:
-        # -u: the parent is not opened; a running VM holds its lock, and its header was read above
-        command += ["-u", "-b", parent.id, "-F", _QEMU_FORMAT[parent.format]]
-    done = subprocess.run(
-        [*command, new, str(wanted.capacity)], cwd=wanted.folder, capture_output=True, text=True, check=False
-    )
-    if done.returncode != 0:
-        raise _refused(wanted, done.stderr.strip())
-    os.chmod(f"{wanted.folder}/{new}", 0o660)
+def _put_in_place(wanted: Wanted) -> None:
+    new = wanted.file + layout.NEW
+    os.chmod(new, 0o660)
     crash.point("volume.create.before_image")
-    with open(f"{wanted.folder}/{new}", "rb+") as file:
+    with open(new, "rb+") as file:
         os.fsync(file.fileno())
     files.put(wanted.file)
 
 
-def _refused(wanted: Wanted, said: str) -> errors.Problem:
+def make_empty(wanted: Wanted, parent: chain.Volume | None) -> None:
+    """An empty volume, on its parent if it has one."""
+    command = ["qemu-img", "create", "-q", "-f", QEMU_FORMAT[wanted.format]]
+    if wanted.format == "cow":
+        command += ["-o", "compat=1.1,lazy_refcounts=off"]
+    if parent is not None:
+        # -u: the parent is not opened; a running VM holds its lock, and its header was read above
+        command += ["-u", "-b", parent.id, "-F", QEMU_FORMAT[parent.format]]
+    done = subprocess.run(
+        [*command, wanted.volume + layout.NEW, str(wanted.capacity)],
+        cwd=wanted.folder,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    if done.returncode != 0:
+        raise refused(wanted, "create_volume", NEEDS, done.stderr.strip())
+
+
+def refused(wanted: Wanted, action: str, needs: int, said: str) -> errors.Problem:
+    """What qemu-img said, as one of our errors."""
     if "No space left" in said or "quota exceeded" in said.lower():
         has = files.free(wanted.place.images)[1]
-        return errors.NoSpace(action="create_volume", domain_id=wanted.place.id, needs=NEEDS, has=has)
-    return errors.StorageFailed(action="create_volume", path=wanted.file, reason=said[:500] or "qemu-img failed")
+        return errors.NoSpace(action=action, domain_id=wanted.place.id, needs=needs, has=has)
+    return errors.StorageFailed(action=action, path=wanted.file, reason=said[:500] or "qemu-img failed")
 
 
 def _take_back(wanted: Wanted) -> None:

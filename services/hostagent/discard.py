@@ -243,14 +243,28 @@ def _refuse_outside(place: layout.Place, image: str, names: list[str]) -> None:
         facts = os.lstat(f"{folder}/{name}")
         (shared if facts.st_nlink > 1 else inodes).add((facts.st_dev, facts.st_ino))
     ids = {i for i in map(layout.volume_of, names) if i}
-    by = set()
-    for reference in scan.survey(place).references:
+    found = scan.survey(place)
+    template = _template_inodes(place, image, names)
+    by = {f.words for f in found.files if f.inode in template and os.path.dirname(f.path) != folder}
+    for reference in found.references:
         if os.path.dirname(reference.source.path) == folder:
             continue
         this_name = reference.inode in shared and os.path.dirname(reference.real) == real
         if reference.inode in inodes or this_name or reference.ids & ids:
             by.add(reference.source.words)
     _refuse_used(image, sorted(by))
+
+
+def _template_inodes(place: layout.Place, image: str, names: list[str]) -> set[scan.Inode]:
+    """The data files of which this image is the template: they stay as long as another image has a name for them."""
+    own: set[scan.Inode] = set()
+    for name in names:
+        with contextlib.suppress(errors.ChainBroken, errors.NotFound, FileNotFoundError):
+            meta = volume.read_meta(place, image, name) if layout.is_uuid(name) else None
+            if meta is not None and meta.volume_type == "shared" and meta.image == image:
+                facts = os.lstat(place.file(image, name))
+                own.add((facts.st_dev, facts.st_ino))
+    return own
 
 
 def _empty(gone: str, image: str, locked: bool) -> None:

@@ -25,6 +25,8 @@ LOCKS = "drystone.locks"  # in dom_md/, always empty: only byte ranges behind it
 # does not share with others. Whoever holds an exclusive lock on all of them knows that nobody has the image open
 # and nobody can open it.
 _QEMU_LOCKS = (100, 200)
+_WRITING = (1, 3)  # the permissions (block-common.h) to write and to resize
+_FLOCK = "hhqqi4x"
 
 _FULL = {errno.ENOSPC, errno.EDQUOT}
 _TAKEN = {errno.EAGAIN, errno.EACCES}
@@ -206,12 +208,38 @@ def qemu_lock(path: str, volume_id: str) -> Iterator[None]:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, start: int, length: int) -> bool:
-    """Try an exclusive lock; False if somebody holds one that conflicts."""
-    # struct flock: type, whence, start, length, pid (0 for these locks)
-    lock = struct.pack("hhqqi4x", fcntl.F_WRLCK, os.SEEK_SET, start, length, 0)
+@contextlib.contextmanager
+def read_lock(path: str, volume_id: str) -> Iterator[None]:
+    """Keep every QEMU from opening this image for writing while it is read, a raw one too, where a reader's own locks
+    would not. VolumeInUse if somebody writes to it already."""
+    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
-        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, lock)
+        if not all(_keep_from(descriptor, permission) for permission in _WRITING):
+            raise errors.VolumeInUse(volume_id=volume_id, by="a process that writes to it (QEMU's image lock)")
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _keep_from(descriptor: int, permission: int) -> bool:
+    """Share a permission with nobody any more; False if somebody has it. Our lock first, then the look, as QEMU
+    does it: of two that come at once at least one sees the other."""
+    used, unshared = _QEMU_LOCKS
+    if not _lock(descriptor, unshared + permission, 1, fcntl.F_RDLCK):
+        return False
+    seen = fcntl.fcntl(descriptor, fcntl.F_OFD_GETLK, _flock(fcntl.F_WRLCK, used + permission, 1))
+    return bool(struct.unpack(_FLOCK, seen)[0] == fcntl.F_UNLCK)
+
+
+def _flock(kind: int, start: int, length: int) -> bytes:
+    # struct flock: type, whence, start, length, pid (0 for these locks)
+    return struct.pack(_FLOCK, kind, os.SEEK_SET, start, length, 0)
+
+
+def _lock(descriptor: int, start: int, length: int, kind: int = fcntl.F_WRLCK) -> bool:
+    """Try a lock, exclusive by default; False if somebody holds one that conflicts."""
+    try:
+        fcntl.fcntl(descriptor, fcntl.F_OFD_SETLK, _flock(kind, start, length))
     except OSError as error:
         if error.errno in _TAKEN:
             return False

@@ -17,6 +17,7 @@ from contracts import errors
 from services.hostagent import claims, ipc, pools
 from services.hostagent.census import Census
 from services.hostagent.commit import Commit
+from services.hostagent.copies import Copies
 from services.hostagent.jobs import Jobs
 from services.hostagent.journal import Journal
 from services.hostagent.locks import Named, Still
@@ -58,8 +59,8 @@ class Hypervisor:
         self._census = Census(place, self._virt, self._vms)
         self._mender = Mender(parts, self._vms)
         self._lanes = {name: ThreadPoolExecutor(size, thread_name_prefix=name) for name, size in LANES.items()}
-        record = Record(parts)
-        self._calls = self._table(Commit(parts, self._jobs, record), Storing(parts, record))
+        record, self._copies = Record(parts), Copies(parts)
+        self._calls = self._table(Commit(parts, self._jobs, record), Storing(parts, record, self._copies))
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -90,6 +91,8 @@ class Hypervisor:
             "delete_domain": ("store", storing.delete_domain),
             "scan_domain": ("store", lambda r: storage.scan(r["domain"], deadline=110.0)),
             "create_volume": ("store", storing.create_volume),
+            "create_thin_disk": ("store", storing.create_thin_disk),
+            "copy_disk": ("store", self._copies.ask),
             "delete_disk": ("store", storing.delete_disk),
             "record_merge": ("store", storing.record_merge),
             "record_chain": ("store", storing.record_chain),

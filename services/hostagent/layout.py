@@ -248,9 +248,17 @@ class Volume:
 
 
 def new_volume(
-    *, domain_id: str, image: str, parent: str | None, capacity: int, format: str, description: str, created: int
+    *,
+    domain_id: str,
+    image: str,
+    parent: str | None,
+    capacity: int,
+    format: str,
+    description: str,
+    created: int,
+    volume_type: str = "leaf",
 ) -> Volume:
-    """A legal leaf in V5's keys; `capacity` in bytes, `created` in seconds since 1970."""
+    """A legal volume in V5's keys; `capacity` in bytes, `created` in seconds since 1970."""
     values = {
         "CAP": str(capacity),
         "CTIME": str(created),
@@ -264,7 +272,7 @@ def new_volume(
         "PUUID": parent or BLANK,
         "SEQ": "0",
         "TYPE": "SPARSE",
-        "VOLTYPE": "LEAF",
+        "VOLTYPE": volume_type.upper(),
     }
     return Volume(values)
 

@@ -79,6 +79,14 @@ class Hostagent(bus.Service):
     def create_volume(self, request: Ask) -> Ask:
         return self._pass(contract.create_volume, request)
 
+    @bus.serves(contract.create_thin_disk)
+    def create_thin_disk(self, request: Ask) -> Ask:
+        return self._pass(contract.create_thin_disk, request)
+
+    @bus.serves(contract.copy_disk)
+    def copy_disk(self, request: Ask) -> Ask:
+        return self._pass(contract.copy_disk, request)
+
     @bus.serves(contract.delete_disk)
     def delete_disk(self, request: Ask) -> Ask:
         return self._pass(contract.delete_disk, request)

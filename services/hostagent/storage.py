@@ -10,29 +10,20 @@ asked once more within the same deadline. A call that runs out of time says Stor
 
 from __future__ import annotations
 
-import contextlib
-import json
-import os
-import select
-import signal
-import subprocess
-import sys
 import threading
 import time
 from collections.abc import Sequence
-from pathlib import Path
-from typing import IO, Any, cast
+from typing import Any
 
 from contracts import errors
 from services.hostagent import layout
+from services.hostagent.storage_pipe import Child, Died, Overdue
 
 QUICK = "quick"  # looks and marks: milliseconds
 MAKE = "make"  # qemu-img create, new domains
 SLOW = "slow"  # whole-domain scans and what needs one
 
-MAX_REPLY = 256 * 2**20  # bytes of one answer: a scan of 100,000 volumes takes about 50 MiB
 MAX_CHILDREN = 48  # idle ones beyond this are ended, least recently used first
-_ROOT = str(Path(__file__).resolve().parents[2])
 
 Domain = dict[str, Any]  # {"id": uuid, "path": mount point}, contracts.hostagent.DomainRef
 
@@ -48,8 +39,9 @@ class Storage:
     def __init__(self, deadline: float = 20.0, environment: dict[str, str] | None = None) -> None:
         self._deadline = deadline
         self._environment = environment or {}
-        self._children: dict[tuple[str, str], _Child] = {}
-        self._gone: list[_Child] = []
+        self._children: dict[tuple[str, str], Child] = {}
+        self._gone: list[Child] = []
+        self._stopped: set[tuple[str, str]] = set()  # copies that are not begun again when their child dies
         self._lock = threading.Lock()
 
     # -- domains --
@@ -105,6 +97,54 @@ class Storage:
         wanted = {"volume": volume, "parent": parent, "capacity": capacity, "format": format}
         args = {"domain": domain, "image": image, **wanted, "description": description}
         return self._ask(MAKE, "create_volume", args, deadline)
+
+    def create_thin(
+        self,
+        domain: Domain,
+        image: str,
+        volume: str,
+        template_image: str,
+        template_volume: str,
+        *,
+        deadline: float | None = None,
+    ) -> dict[str, Any]:
+        """VolumeFacts of a new disk's first volume, which stands on a template's volume."""
+        args = {"domain": domain, "image": image, "volume": volume}
+        args |= {"template_image": template_image, "template_volume": template_volume}
+        return self._ask(MAKE, "create_thin", args, deadline)
+
+    def copy_volume(  # noqa: PLR0917 - two disks, and what becomes of them
+        self,
+        domain: Domain,
+        image: str,
+        volume: str,
+        source_domain: Domain,
+        source_image: str,
+        shared: bool,
+        *,
+        deadline: float | None = None,
+    ) -> dict[str, Any]:
+        """VolumeFacts of a volume that holds all of another disk. Takes as long as it takes, in a child of its own."""
+        args = {"domain": domain, "image": image, "volume": volume, "shared": shared}
+        args |= {"source_domain": source_domain, "source_image": source_image}
+        try:
+            return self._ask(_copying(image), "copy_volume", args, deadline)
+        finally:
+            self.stop_copy(domain, image)
+            self._stopped.discard((str(domain["path"]), _copying(image)))
+
+    def stop_copy(self, domain: Domain, image: str) -> None:
+        """End the child that copies into this image, if there is one."""
+        path, lane = str(domain["path"]), _copying(image)
+        with self._lock:
+            child = self._children.get((path, lane))
+            self._stopped.add((path, lane))
+        if child is not None:
+            self._drop(path, lane, child)
+
+    def look_copy(self, domain: Domain, image: str, volume: str, *, deadline: float | None = None) -> dict[str, Any]:
+        """{"done": whether the volume exists, "copied": bytes}."""
+        return self._ask(QUICK, "look_copy", {"domain": domain, "image": image, "volume": volume}, deadline)
 
     def volumes(self, domain: Domain, image: str, *, deadline: float | None = None) -> dict[str, Any]:
         """StorageView, and two keys beyond it: `trouble` (the Problem on the wire why there is no leaf, or null)
@@ -235,22 +275,22 @@ class Storage:
             child = self._child(path, lane)
             try:
                 return child.ask(op, args, limit)
-            except _Died as died:
+            except Died as died:
                 self._drop(path, lane, child)
-                if last:
+                if last or (path, lane) in self._stopped:
                     raise errors.StorageFailed(action=op, path=path, reason=f"its process died ({died})") from None
-            except _Overdue as overdue:
+            except Overdue as overdue:
                 if overdue.hung:
                     self._drop(path, lane, child)
                 raise errors.StorageTimeout(path=path, seconds=seconds) from None
         raise AssertionError("not reached")
 
-    def _child(self, path: str, lane: str) -> _Child:
+    def _child(self, path: str, lane: str) -> Child:
         with self._lock:
             child = self._children.pop((path, lane), None)
             if child is None:
                 self._trim()
-                child = _Child(self._environment)
+                child = Child(self._environment)
             self._children[(path, lane)] = child  # now the most recently used
             return child
 
@@ -265,7 +305,7 @@ class Storage:
                 child.end()
                 self._gone.append(child)
 
-    def _drop(self, path: str, lane: str, child: _Child) -> None:
+    def _drop(self, path: str, lane: str, child: Child) -> None:
         child.kill()
         with self._lock:
             if self._children.get((path, lane)) is child:
@@ -274,122 +314,6 @@ class Storage:
                 self._gone.append(child)
 
 
-class _Died(Exception):
-    """The child ended without an answer."""
-
-
-class _Overdue(Exception):
-    """The deadline passed; `hung`: our own request is in the child (else it was another thread's turn)."""
-
-    def __init__(self, hung: bool) -> None:
-        self.hung = hung
-
-
-class _Child:
-    """One storage_child process and the pipe to it; one request at a time."""
-
-    def __init__(self, environment: dict[str, str]) -> None:
-        self._turn = threading.Lock()
-        self._number = 0
-        self._rest = b""
-        self._ended = False
-        path = os.pathsep.join(p for p in (_ROOT, os.environ.get("PYTHONPATH", "")) if p)
-        self._process = subprocess.Popen(
-            [sys.executable, "-m", "services.hostagent.storage_child"],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            env={**os.environ, **environment, "PYTHONPATH": path},
-            start_new_session=True,  # so that a qemu-img it runs is killed with it
-        )
-        self._input = cast(IO[bytes], self._process.stdin)
-        self._output = cast(IO[bytes], self._process.stdout)
-
-    def ask(self, op: str, args: dict[str, Any], limit: float) -> dict[str, Any]:
-        if not self._turn.acquire(timeout=max(0.0, limit - time.monotonic())):
-            raise _Overdue(hung=False)
-        try:
-            if self._ended:
-                raise _Died("it was ended")
-            self._number += 1
-            self._send({"id": self._number, "op": op, "args": args})
-            reply = self._receive(limit)
-        finally:
-            self._turn.release()
-            if self._ended:
-                self._close()
-        if "error" in reply:
-            raise errors.from_wire(reply["error"])
-        return dict(reply["ok"] or {})
-
-    def _send(self, request: dict[str, Any]) -> None:
-        # A request is under 64 KiB and the child reads nothing else: the pipe takes it without blocking.
-        try:
-            self._input.write(json.dumps(request).encode() + b"\n")
-            self._input.flush()
-        except (OSError, ValueError) as error:
-            raise _Died(str(error)) from None
-
-    def _receive(self, limit: float) -> dict[str, Any]:
-        """The answer to the last request."""
-        while True:
-            line = self._line(limit)
-            try:
-                reply = json.loads(line)
-            except ValueError:
-                raise _Died("it wrote something that is no answer") from None
-            if isinstance(reply, dict) and reply.get("id") == self._number:
-                return reply
-
-    def _line(self, limit: float) -> bytes:
-        pipe = self._output.fileno()
-        poll = select.poll()
-        poll.register(pipe, select.POLLIN)
-        parts, size = [self._rest], len(self._rest)
-        while b"\n" not in parts[-1]:
-            left = limit - time.monotonic()
-            if left <= 0 or not poll.poll(left * 1000):
-                raise _Overdue(hung=True)
-            part = os.read(pipe, 1 << 20)
-            size += len(part)
-            if not part or size > MAX_REPLY:
-                raise _Died(f"exit status {self._process.poll()}" if not part else "its answer is too long")
-            parts.append(part)
-        line, _, self._rest = b"".join(parts).partition(b"\n")
-        return line
-
-    def idle(self) -> bool:
-        return not self._turn.locked()
-
-    def kill(self) -> None:
-        """SIGKILL to the child and what it started; returns at once even if it cannot die yet."""
-        self._ended = True
-        if self._process.poll() is None:
-            with contextlib.suppress(ProcessLookupError):
-                os.killpg(self._process.pid, signal.SIGKILL)
-        with contextlib.suppress(subprocess.TimeoutExpired):
-            self._process.wait(0.2)
-        self._close()
-
-    def end(self) -> None:
-        """Let an idle child go: it ends at the end of its input. A busy or hung one is killed."""
-        self._ended = True
-        self._close()
-        if self.idle():
-            with contextlib.suppress(subprocess.TimeoutExpired):
-                self._process.wait(1.0)
-        self.kill()
-
-    def reaped(self) -> bool:
-        return self._process.poll() is not None
-
-    def _close(self) -> None:
-        """Close the pipes, unless a thread reads from them: a closed descriptor's number is soon another file's.
-        That thread closes them when it is done."""
-        if not self._turn.acquire(blocking=False):
-            return
-        try:
-            for pipe in (self._input, self._output):
-                with contextlib.suppress(OSError, ValueError):
-                    pipe.close()
-        finally:
-            self._turn.release()
+def _copying(image: str) -> str:
+    """The lane of a copy into this image: nothing waits for it."""
+    return f"copy {image}"

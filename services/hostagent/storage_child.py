@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from contracts import errors
-from services.hostagent import creation, discard, domain, layout, merging, scan, volume
+from services.hostagent import copying, creation, discard, domain, layout, merging, scan, thin, volume
 
 OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "create_domain": domain.create,
@@ -27,6 +27,9 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "scan": scan.scan,
     "referrers": scan.referrers,
     "create_volume": creation.create,
+    "create_thin": thin.create_thin,
+    "copy_volume": copying.copy_volume,
+    "look_copy": copying.look_copy,
     "volumes": volume.view,
     "prepare_mark": volume.prepare_mark,
     "mark": volume.mark,
@@ -39,7 +42,10 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
 }
 
 
-_IDS = {"image", "volume", "parent", "base", "top", "child", "heir", "stands_on"}
+_IDS = {
+    *("image", "volume", "parent", "base", "top", "child", "heir", "stands_on"),
+    *("source_image", "template_image", "template_volume"),
+}
 _LISTS = {"volumes", "between", "below", "ids", "unused"}
 
 
@@ -47,8 +53,9 @@ def _check(args: dict[str, Any]) -> None:
     """Ids become path names and words become marks: nothing else may, whoever asks."""
     wrong = {name: ["Not a UUID."] for name in _IDS & set(args) if not layout.is_uuid(args[name] or layout.BLANK)}
     wrong |= {name: ["Not UUIDs."] for name in _LISTS & set(args) if not all(map(layout.is_uuid, args[name]))}
-    if not layout.is_uuid(args["domain"]["id"]):
-        wrong["domain"] = ["Its id is not a UUID."]
+    for name in {"domain", "source_domain"} & set(args):
+        if not layout.is_uuid(args[name]["id"]):
+            wrong[name] = ["Its id is not a UUID."]
     if args.get("legality", "legal") not in layout.LEGALITIES.values():
         wrong["legality"] = ["Not a mark."]
     if wrong:

@@ -8,13 +8,14 @@ from typing import Any
 from chassis import crash
 from contracts import errors
 from services.hostagent import process, views
+from services.hostagent.copies import Copies
 from services.hostagent.record import Record, refuse_written
 from services.hostagent.work import TURN_SECONDS, Parts, Request
 
 
 class Storing:
-    def __init__(self, parts: Parts, record: Record) -> None:
-        self._parts, self._record = parts, record
+    def __init__(self, parts: Parts, record: Record, copies: Copies) -> None:
+        self._parts, self._record, self._copies = parts, record, copies
 
     def create_volume(self, request: Request) -> dict[str, Any]:
         disk_id = request["disk"]["disk_id"]
@@ -31,6 +32,18 @@ class Storing:
                 deadline=50.0,
             )
 
+    def create_thin_disk(self, request: Request) -> dict[str, Any]:
+        disk = request["disk"]
+        with self._parts.disks.hold(disk["disk_id"], f"volume {request['volume_id']}", TURN_SECONDS):
+            return self._parts.storage.create_thin(
+                disk["domain"],
+                disk["disk_id"],
+                request["volume_id"],
+                request["template_disk_id"],
+                request["template_volume_id"],
+                deadline=50.0,
+            )
+
     def delete_domain(self, request: Request) -> dict[str, Any]:
         self._parts.storage.delete_domain(request["domain"], deadline=25.0)
         return {}
@@ -40,6 +53,7 @@ class Storing:
         with self._parts.disks.hold(disk_id, "its deletion", TURN_SECONDS):
             for vm_id in process.everyone():
                 self._refuse_plugged(vm_id, request["disk"])
+            self._copies.stop(request["disk"])
             self._parts.storage.delete_image(request["disk"]["domain"], disk_id, deadline=100.0)
         return {}
 
@@ -71,7 +85,9 @@ class Storing:
         qemu, _ = self._parts.sure(request)
         if qemu.job is not None:
             raise errors.ForeignJob(disk_id=disk["disk_id"], job=qemu.job.id)
-        if list(qemu.ids) != request["chain"]:
+        volumes = self._parts.storage.volumes(disk["domain"], disk["disk_id"])["volumes"]
+        borrowed = {one["volume_id"] for one in volumes if one["template_disk_id"] not in (None, disk["disk_id"])}
+        if request["chain"] not in (list(qemu.ids), [id_ for id_ in qemu.ids if id_ not in borrowed]):
             raise errors.ChainDiffers(disk_id=disk["disk_id"], reason="QEMU's chain has changed meanwhile")
         for layer in qemu.layers[1:]:
             refuse_written(layer)

@@ -123,6 +123,9 @@ class Vms:
             raise errors.ChainDiffers(disk_id=disk_id, reason=reason)
         volumes = {volume["volume_id"]: volume for volume in view["volumes"]}
         refuse_outside(volumes, leaf)
+        if volumes[leaf]["volume_type"] == "shared":
+            owner = volumes[leaf]["template_disk_id"] or disk_id
+            raise errors.TemplateVolume(action="A start on it", volume_id=leaf, template_disk_id=owner)
         # threads: on a file system a native submit may block QEMU's main loop
         return {
             "path": layout.volume_path(domain["path"], domain["id"], disk_id, leaf),

@@ -56,6 +56,7 @@ def facts(volume: chain.Volume) -> dict[str, Any]:
         "actual_size": volume.actual_size,
         "legality": volume.legality,
         "volume_type": volume.volume_type,
+        "template_disk_id": volume.image if volume.volume_type == "shared" else None,
         "created_at": None if created is None else datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
 
@@ -102,6 +103,7 @@ def _read_one(
         "volume_type": meta.volume_type,
         "heir": meta.heir,
         "created": meta.created,
+        "image": meta.image,
     }
     try:
         found = os.lstat(file)
@@ -215,6 +217,7 @@ def prepare_mark(domain: Ref, image: str, volume: str, legality: str, heir: str 
     with files.guard("prepare_mark", path, place.id, _META_NEEDS), files.marks_lock(place, image):
         meta = read_meta(place, image, volume)
         if meta.legality != legality:
+            _refuse_shared(meta, volume, "A mark")
             files.write_new(path, layout.write_volume(meta.having(legality=legality, heir=heir)))
 
 
@@ -264,7 +267,14 @@ def change(place: layout.Place, image: str, volume: str, **values: Any) -> None:
     if changed == meta:
         files.sync_folder(os.path.dirname(path))  # whoever wrote it may have died before its own sync
         return
+    _refuse_shared(meta, volume, "A change of its metadata")
     files.write(path, layout.write_volume(changed))
+
+
+def _refuse_shared(meta: layout.Volume, volume: str, action: str) -> None:
+    """A template's volume is never changed: not even its metadata, while it has one name only."""
+    if meta.volume_type == "shared":
+        raise errors.TemplateVolume(action=action, volume_id=volume, template_disk_id=meta.image)
 
 
 def set_type(place: layout.Place, image: str, volume: str, kind: str) -> None:

@@ -27,6 +27,7 @@ class Volume:
     actual_size: int = 196_608
     legality: str = "legal"
     volume_type: str = "leaf"
+    template_disk_id: str | None = None
     created_at: str = field(default_factory=lambda: clock.iso(dt.datetime.now(dt.UTC)))
     heir: str | None = None
 
@@ -62,13 +63,16 @@ class Image:
 
 
 class Storage:
-    """What several fake agents share. `unusable`: paths that are no good directory."""
+    """What several fake agents share. `unusable`: paths that are no good directory. `copy_bytes`: what a copy of a
+    disk has to write, `copy_rate` of it between two asks (0: it stands still); `copies`: how far each one is."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
         self.domains: dict[str, Domain] = {}
         self.images: dict[str, Image] = {}
         self.unusable: set[str] = set()
+        self.copy_bytes = self.copy_rate = 64 * MIB
+        self.copies: dict[str, int] = {}
 
     # -- domains ------------------------------------------------------------------------------------------
 
@@ -126,6 +130,45 @@ class Storage:
         made = Volume(ask["volume_id"], parent, parent, ask["format"], ask["capacity"])
         return image.volumes.setdefault(ask["volume_id"], made).facts()
 
+    # -- templates ----------------------------------------------------------------------------------------
+
+    def copy_disk(self, ask: Facts) -> Facts:
+        source, disk_id, volume_id = ask["source"]["disk_id"], ask["disk"]["disk_id"], ask["volume_id"]
+        domain = self.domain(ask["disk"]["domain"])
+        leaf = self.volume(source, str(self.leaf(source)))
+        if volume_id not in self.images.get(disk_id, Image(domain.id)).volumes:
+            if self.image(source).locked_by:
+                raise errors.VolumeInUse(volume_id=leaf.volume_id, by=f"QEMU on {self.image(source).locked_by}")
+            if self.copy_bytes > domain.free:
+                raise errors.NoSpace(action="copying", needs=self.copy_bytes, domain_id=domain.id, has=domain.free)
+            copied = self.copies[disk_id] = self.copies.get(disk_id, 0) + self.copy_rate
+            if copied < self.copy_bytes:
+                return {"state": "copying", "copied": copied, "total": self.copy_bytes}
+            made = Volume(volume_id, None, None, "cow", leaf.capacity)
+            if ask["shared"]:
+                made.volume_type, made.template_disk_id = "shared", disk_id
+            self.images.setdefault(disk_id, Image(domain.id)).volumes[volume_id] = made
+        return {"state": "done", "copied": self.copy_bytes, "total": self.copy_bytes}
+
+    def create_thin_disk(self, ask: Facts) -> Facts:
+        domain, disk_id, volume_id = self.domain(ask["disk"]["domain"]), ask["disk"]["disk_id"], ask["volume_id"]
+        base = self.volume(ask["template_disk_id"], ask["template_volume_id"])
+        if base.volume_type != "shared":
+            raise errors.ChainDiffers(disk_id=ask["template_disk_id"], reason=f"{base.volume_id} is no template's")
+        image = self.images.setdefault(disk_id, Image(domain.id))
+        image.volumes[base.volume_id] = base  # a hard link
+        made = Volume(volume_id, base.volume_id, base.volume_id, "cow", base.capacity)
+        return image.volumes.setdefault(volume_id, made).facts()
+
+    def _refuse_needed(self, disk_id: str) -> None:
+        """A template's disk stays while another image has its volume."""
+        for other, image in self.images.items():
+            for volume in image.volumes.values():
+                if volume.template_disk_id == disk_id and other != disk_id:
+                    raise errors.VolumeInUse(
+                        volume_id=volume.volume_id, by=f"volume {volume.volume_id} of disk {other}"
+                    )
+
     def image(self, disk_id: str) -> Image:
         if disk_id not in self.images:
             raise errors.NotFound(kind="disk", id=disk_id)
@@ -142,6 +185,8 @@ class Storage:
         image = self.images.get(disk["disk_id"])
         if image is not None and image.locked_by:
             raise errors.VolumeInUse(volume_id=self.leaf(disk["disk_id"]), by=f"QEMU on {image.locked_by}")
+        self._refuse_needed(disk["disk_id"])
+        self.copies.pop(disk["disk_id"], None)
         self.images.pop(disk["disk_id"], None)
         return {}
 

@@ -100,6 +100,12 @@ class World:
     def create_volume(self, ask: Facts) -> Facts:
         return self.storage.create_volume(ask)
 
+    def copy_disk(self, ask: Facts) -> Facts:
+        return self.storage.copy_disk(ask)
+
+    def create_thin_disk(self, ask: Facts) -> Facts:
+        return self.storage.create_thin_disk(ask)
+
     def delete_disk(self, ask: Facts) -> Facts:
         return self.storage.delete_disk(ask["disk"])
 
