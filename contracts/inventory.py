@@ -1,4 +1,4 @@
-"""What exists: data centers, clusters, hosts, storage domains, VMs with their NICs, disks.
+"""What exists: data centers, clusters, hosts, storage domains, VMs with their NICs, disks, templates.
 
 The caller picks every id, so that a request repeated with the same id and body finds its work done; the same
 id with another body is IdempotencyConflict. Changes name the version that was read (VersionMismatch).
@@ -193,7 +193,9 @@ class CreateDisk(f.Request):
 
 
 class Disk(f.Fact):
-    """`first_volume_id`: the volume that the disk began with. `state`: creating, ok, deleting, failed."""
+    """`first_volume_id`: the volume that the disk began with. `state`: creating, ok, locked (a template is being made
+    from it), deleting, failed. `origin`: how it came to be: new and empty, a copy of `source_disk_id`, or thin on that
+    disk of a template. `template_id`: the template that it belongs to. `copied` of at most `to_copy` bytes."""
 
     id = f.uid()
     alias = f.name()
@@ -204,7 +206,12 @@ class Disk(f.Fact):
     vm_id = f.uid(allow_none=True)
     bus = f.choice("virtio", "scsi", "sata")
     boot_order = f.count(allow_none=True)
-    state = f.choice("creating", "ok", "deleting", "failed")
+    template_id = f.uid(allow_none=True, load_default=None)
+    origin = f.choice("new", "copy", "thin", load_default="new")
+    source_disk_id = f.uid(allow_none=True, load_default=None)
+    copied = f.size(allow_none=True, load_default=None)
+    to_copy = f.size(allow_none=True, load_default=None)
+    state = f.choice("creating", "ok", "locked", "deleting", "failed")
     problem = f.text(allow_none=True)
     version = f.count(1)
     created_at = f.time()
@@ -249,18 +256,22 @@ class Nic(f.Fact):
 
 
 class CreateVm(f.Request):
-    """`memory` in bytes."""
+    """`memory` in bytes. `template_id`: what is left out is the template's (its NICs get new addresses), and the VM
+    gets a disk for each of the template's: `clone` thin, an overlay on the template's volume, or full, a copy.
+    Without a template memory is needed, and the rest is 1 CPU, bios, vnc, no NIC."""
 
     id = f.uid()
     name = f.name()
     cluster_id = f.uid()
     description = f.text(load_default="")
-    memory = f.size(16 * 2**20)
-    cpus = f.count(1, 512, load_default=1)
-    firmware = f.choice("bios", "uefi", load_default="bios")
-    display = f.choice("none", "vnc", load_default="vnc")
+    memory = f.size(16 * 2**20, load_default=None, allow_none=True)
+    cpus = f.count(1, 512, load_default=None, allow_none=True)
+    firmware = f.choice("bios", "uefi", load_default=None, allow_none=True)
+    display = f.choice("none", "vnc", load_default=None, allow_none=True)
     boot = f.nested(hostagent.DirectBoot, load_default=None, allow_none=True)
-    nics = f.many(NewNic, 32, load_default=list)
+    nics = f.many(NewNic, 32, load_default=None, allow_none=True)
+    template_id = f.uid(load_default=None, allow_none=True)
+    clone = f.choice("thin", "full", load_default="thin")
 
 
 class ChangeVm(Version):
@@ -282,7 +293,7 @@ VM_STATES = ("down", "starting", "running", "paused", "shutting_down", "powering
 class Vm(f.Fact):
     """`state` follows QEMU: `unsure` when QEMU and libvirt differ, `unknown` when its host is silent.
     `deleting`: its disks are being deleted, then it goes. `host_id`: where it runs or may run, null when it is
-    down. `disks` are the plugged ones."""
+    down. `disks` are the plugged ones. `template_id`: what it was made from, which a full clone may outlive."""
 
     id = f.uid()
     name = f.name()
@@ -299,6 +310,7 @@ class Vm(f.Fact):
     state = f.choice(*VM_STATES)
     reason = f.text()
     host_id = f.uid(allow_none=True)
+    template_id = f.uid(allow_none=True, load_default=None)
     version = f.count(1)
     created_at = f.time()
 
@@ -318,6 +330,57 @@ class StartVm(f.Request):
 
     id = f.uid()
     host_id = f.uid(load_default=None, allow_none=True)
+
+
+# -- templates --------------------------------------------------------------------------------------------
+
+
+class CreateTemplate(f.Request):
+    """From a VM that is down: its hardware and a copy of each of its disks as they are now, without snapshots."""
+
+    id = f.uid()
+    name = f.name()
+    vm_id = f.uid()
+    description = f.text(load_default="")
+
+
+class TemplateNic(f.Fact):
+    name = f.name()
+    model = f.choice("virtio", "e1000")
+    network = f.name(allow_none=True)
+    linked = f.flag()
+
+
+class Template(f.Fact):
+    """`state`: creating while disks are copied, ok, failed (`problem` says why; repeat the request or delete it),
+    deleting. `vm_id`: the VM it was made from, which may be gone."""
+
+    id = f.uid()
+    name = f.name()
+    cluster_id = f.uid()
+    data_center_id = f.uid()
+    vm_id = f.uid()
+    description = f.text()
+    memory = f.size()
+    cpus = f.count()
+    firmware = f.choice("bios", "uefi")
+    display = f.choice("none", "vnc")
+    boot = f.nested(hostagent.DirectBoot, allow_none=True)
+    nics = f.many(TemplateNic)
+    disks = f.many(Disk)
+    state = f.choice("creating", "ok", "failed", "deleting")
+    problem = f.text(allow_none=True)
+    version = f.count(1)
+    created_at = f.time()
+
+
+class Templates(Rows):
+    items = f.many(Template)
+
+
+class ListTemplates(Page):
+    cluster_id = f.uid(load_default=None, allow_none=True)
+    name = f.name(load_default=None, allow_none=True)
 
 
 class Gone(f.Fact):
@@ -402,7 +465,24 @@ delete_disk = Rpc(
     deadline=150,
 )
 
-create_vm = Rpc(OWNER, "create_vm", CreateVm, Vm, (*_NEW, errors.MacTaken, errors.MacPoolEmpty))
+_COPY: tuple[type[Problem], ...] = (
+    *_HOST,
+    *hostagent.copy_disk.errors,
+    *hostagent.create_thin_disk.errors,
+    *hostagent.delete_disk.errors,
+    errors.DomainNotActive,
+    errors.DiskWrongState,
+    errors.DiskBusy,
+    errors.StillInUse,
+)
+create_vm = Rpc(
+    OWNER,
+    "create_vm",
+    CreateVm,
+    Vm,
+    (*_NEW, errors.MacTaken, errors.MacPoolEmpty, *_COPY, errors.TemplateWrongState),
+    deadline=150,
+)
 get_vm = Rpc(OWNER, "get_vm", ById, Vm, (errors.NotFound,))
 list_vms = Rpc(OWNER, "list_vms", ListVms, Vms)
 change_vm = Rpc(
@@ -432,6 +512,25 @@ start_vm = Rpc(OWNER, "start_vm", StartVm, Vm, _POWER, deadline=70)
 shut_down_vm = Rpc(OWNER, "shut_down_vm", ById, Vm, _POWER, deadline=20)
 power_off_vm = Rpc(OWNER, "power_off_vm", ById, Vm, _POWER, deadline=40)
 
+create_template = Rpc(
+    OWNER,
+    "create_template",
+    CreateTemplate,
+    Template,
+    (*_NEW, *_COPY, errors.VmWrongState, errors.VmUnsure),
+    deadline=150,
+)
+get_template = Rpc(OWNER, "get_template", ById, Template, (errors.NotFound,))
+list_templates = Rpc(OWNER, "list_templates", ListTemplates, Templates)
+delete_template = Rpc(
+    OWNER,
+    "delete_template",
+    Version,
+    Gone,
+    (*_CHANGE, *_HOST, *hostagent.delete_disk.errors, errors.DomainNotActive, errors.StillInUse, errors.DiskBusy),
+    deadline=150,
+)
+
 data_center_changed = Event(OWNER, "data_center_changed", DataCenter)
 data_center_deleted = Event(OWNER, "data_center_deleted", Gone)
 cluster_changed = Event(OWNER, "cluster_changed", Cluster)
@@ -444,3 +543,5 @@ disk_changed = Event(OWNER, "disk_changed", Disk)
 disk_deleted = Event(OWNER, "disk_deleted", Gone)
 vm_changed = Event(OWNER, "vm_changed", Vm)
 vm_deleted = Event(OWNER, "vm_deleted", Gone)
+template_changed = Event(OWNER, "template_changed", Template)
+template_deleted = Event(OWNER, "template_deleted", Gone)

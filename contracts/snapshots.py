@@ -344,6 +344,8 @@ _START = (
     errors.NoSpace,
     errors.StillInUse,
     errors.VolumeInUse,
+    errors.TemplateVolume,
+    errors.DiskWrongState,
     errors.BackingOutside,
     errors.BackingTooLong,
     errors.ForeignJob,

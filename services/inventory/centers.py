@@ -60,7 +60,8 @@ def delete_cluster(scene: Scene, session: Session, ask: Ask) -> Ask:
     row = store.hold(session, tables.Cluster, ask["id"], ask["version"])
     hosts = store.names_of(session, tables.Host, tables.Host.cluster_id == row.id)
     vms = store.names_of(session, tables.Vm, tables.Vm.cluster_id == row.id)
-    refuse_in_use(row, host=hosts, vm=vms)
+    templates = store.names_of(session, tables.Template, tables.Template.cluster_id == row.id)
+    refuse_in_use(row, host=hosts, vm=vms, template=templates)
     store.drop(session, row)
     scene.log.info(f'cluster "{row.name}" was deleted', cluster_id=row.id)
     return {"id": row.id}

@@ -83,6 +83,14 @@ class Peers:
         ask = {"disk": disk, "volume_id": volume_id, "capacity": capacity, "format": form}
         return self.client.call(hostagent.create_volume, ask, at=host_id)
 
+    def create_thin_disk(self, host_id: str, disk: Facts, volume_id: str, template: str, template_volume: str) -> Facts:
+        base = {"template_disk_id": template, "template_volume_id": template_volume}
+        return self.client.call(hostagent.create_thin_disk, {"disk": disk, "volume_id": volume_id, **base}, at=host_id)
+
+    def copy_disk(self, host_id: str, disk: Facts, volume_id: str, source: Facts, shared: bool) -> Facts:
+        ask = {"disk": disk, "volume_id": volume_id, "source": source, "shared": shared}
+        return self.client.call(hostagent.copy_disk, ask, at=host_id)
+
     def delete_disk(self, host_id: str, disk: Facts) -> Facts:
         return self.client.call(hostagent.delete_disk, {"disk": disk}, at=host_id)
 

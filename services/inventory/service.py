@@ -11,7 +11,7 @@ from chassis import bus
 from chassis.frame import Frame
 from contracts import errors, hostagent
 from contracts import inventory as contract
-from services.inventory import centers, disks, domains, hosts, runs, store, tables, tidy, vms
+from services.inventory import centers, clones, disks, domains, hosts, runs, store, tables, templates, tidy, vms
 from services.inventory.peers import Peers
 from services.inventory.scene import Scene
 
@@ -19,7 +19,7 @@ Ask = dict[str, Any]
 
 
 class Inventory(bus.Service):
-    """What exists. Longer than it looks because it serves 37 promises, one line each."""
+    """What exists. Longer than it looks because it serves 41 promises, one line each."""
 
     name: ClassVar[str] = "inventory"
 
@@ -31,6 +31,7 @@ class Inventory(bus.Service):
     def started(cls, frame: Frame) -> None:
         bus.spawn(tidy.watch, frame.own["scene"])
         bus.spawn(tidy.run, frame.own["scene"])
+        bus.spawn(tidy.follow, frame.own["scene"])
         bus.spawn(tidy.forget, frame.own["scene"])
 
     @property
@@ -171,7 +172,7 @@ class Inventory(bus.Service):
 
     @bus.serves(contract.create_vm)
     def create_vm(self, ask: Ask) -> Ask:
-        return self._write(vms.create, ask)
+        return clones.create_vm(self.scene, ask)
 
     @bus.serves(contract.get_vm)
     def get_vm(self, ask: Ask) -> Ask:
@@ -200,3 +201,21 @@ class Inventory(bus.Service):
     @bus.serves(contract.power_off_vm)
     def power_off_vm(self, ask: Ask) -> Ask:
         return runs.power_off(self.scene, ask)
+
+    # -- templates ----------------------------------------------------------------------------------------
+
+    @bus.serves(contract.create_template)
+    def create_template(self, ask: Ask) -> Ask:
+        return templates.create(self.scene, ask)
+
+    @bus.serves(contract.get_template)
+    def get_template(self, ask: Ask) -> Ask:
+        return self._get(tables.Template, ask)
+
+    @bus.serves(contract.list_templates)
+    def list_templates(self, ask: Ask) -> Ask:
+        return self._list(tables.Template, ask, "cluster_id", "name")
+
+    @bus.serves(contract.delete_template)
+    def delete_template(self, ask: Ask) -> Ask:
+        return self._delete(tables.Template, ask, lambda: templates.delete(self.scene, ask))

@@ -24,6 +24,9 @@ class InventorySettings(FrameSettings):
     tidy_interval: float = setting(
         30.0, "seconds between two looks for work that an unknown answer left open", check=between(0.1, 3600)
     )
+    copy_interval: float = setting(
+        1.0, "seconds between two looks how far the copies of disks are", check=between(0.1, 60)
+    )
     facts_interval: float = setting(
         60.0, "seconds between two looks at the sizes of a storage domain", check=between(0.1, 86400)
     )

@@ -44,6 +44,7 @@ KINDS: dict[type[tables.Row], Kind] = {
     tables.StorageDomain: Kind("domain", contract.storage_domain_changed, contract.storage_domain_deleted),
     tables.Disk: Kind("disk", contract.disk_changed, contract.disk_deleted),
     tables.Vm: Kind("vm", contract.vm_changed, contract.vm_deleted),
+    tables.Template: Kind("template", contract.template_changed, contract.template_deleted),
 }
 
 
@@ -156,15 +157,17 @@ def show(session: Session, row: tables.Row) -> views.Shown:
 
 
 def show_all(session: Session, rows: Sequence[tables.Row]) -> list[views.Shown]:
-    """Rows as the promises show them; the parts of all VMs are read at once."""
+    """Rows as the promises show them; the parts of all VMs and templates are read at once."""
     vms = [row.id for row in rows if isinstance(row, tables.Vm)]
     nics, disks = nics_of(session, *vms), disks_of(session, *vms)
-    return [
-        views.show_vm(row, nics.get(row.id, ()), disks.get(row.id, ()))
-        if isinstance(row, tables.Vm)
-        else views.show(row)
-        for row in rows
-    ]
+    bases = disks_of_templates(session, *(row.id for row in rows if isinstance(row, tables.Template)))
+
+    def shown(row: tables.Row) -> views.Shown:
+        if isinstance(row, tables.Vm):
+            return views.show_vm(row, nics.get(row.id, ()), disks.get(row.id, ()))
+        return views.show_template(row, bases.get(row.id, ())) if isinstance(row, tables.Template) else views.show(row)
+
+    return [shown(row) for row in rows]
 
 
 # -- lists ------------------------------------------------------------------------------------------------
@@ -214,6 +217,25 @@ def disks_of(session: Session, *vm_ids: str) -> dict[str, list[tables.Disk]]:
     query = sa.select(tables.Disk).where(tables.Disk.vm_id.in_(vm_ids))
     found = session.execute(query.order_by(tables.Disk.created_at, tables.Disk.id)).scalars()
     return _grouped(found, lambda disk: str(disk.vm_id))
+
+
+def disks_of_templates(session: Session, *template_ids: str) -> dict[str, list[tables.Disk]]:
+    if not template_ids:
+        return {}
+    query = sa.select(tables.Disk).where(tables.Disk.template_id.in_(template_ids))
+    found = session.execute(query.order_by(tables.Disk.created_at, tables.Disk.id)).scalars()
+    return _grouped(found, lambda disk: str(disk.template_id))
+
+
+def users_of(session: Session, disk_ids: Sequence[str], most: int = 5) -> list[str]:
+    """Who needs these disks of a template, in words: what is thin on them, and copies that are under way."""
+    needs = sa.or_(tables.Disk.origin == "thin", tables.Disk.state == "creating")
+    query = sa.select(tables.Disk.alias, tables.Vm.name).outerjoin(tables.Vm, tables.Vm.id == tables.Disk.vm_id)
+    rows = session.execute(
+        query.where(tables.Disk.source_disk_id.in_(disk_ids), needs).order_by(tables.Disk.created_at)
+    )
+    names = list(dict.fromkeys(f"vm {vm}" if vm else f"disk {alias}" for alias, vm in rows))
+    return names[:most] + ([f"{len(names) - most} more"] if len(names) > most else [])
 
 
 def _grouped(rows: Iterable[T], key: Callable[[T], str]) -> dict[str, list[T]]:

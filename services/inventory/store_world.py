@@ -91,11 +91,18 @@ def overdue(session: Session, now: dt.datetime) -> list[tuple[type[tables.Row], 
         (tables.StorageDomain, ("creating", "deleting")),
         (tables.Disk, ("creating", "deleting")),
         (tables.Vm, ("starting", "deleting")),
+        (tables.Template, ("deleting",)),
     )
     for sort, states in waiting:
         query = sa.select(sort.id, sort.state).where(sort.state.in_(states), sort.asked_until < now)
         found += [(sort, id_, state) for id_, state in session.execute(query.order_by(sort.id).limit(100))]
     return found
+
+
+def copies(session: Session, now: dt.datetime) -> list[str]:
+    """The disks that are being copied and that nobody asks about now."""
+    here = sa.and_(tables.Disk.state == "creating", tables.Disk.copied.is_not(None), tables.Disk.asked_until <= now)
+    return list(session.execute(sa.select(tables.Disk.id).where(here).order_by(tables.Disk.id).limit(100)).scalars())
 
 
 def domains_to_look_at(session: Session, before: dt.datetime, now: dt.datetime) -> list[tables.StorageDomain]:

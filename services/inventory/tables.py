@@ -94,6 +94,7 @@ class Vm(Row):
     boot: Mapped[dict[str, Any] | None] = mapped_column(Json)
     state: Mapped[str] = mapped_column(sa.String(16), index=True)
     reason: Mapped[str] = mapped_column(sa.Text, default="")
+    template_id: Mapped[str | None] = mapped_column(Id)
     host_id: Mapped[str | None] = mapped_column(Id, index=True)
     also_on: Mapped[str | None] = mapped_column(Id, index=True)
     since: Mapped[dt.datetime] = mapped_column(UtcTime)
@@ -103,7 +104,30 @@ class Vm(Row):
     __table_args__ = (sa.UniqueConstraint("data_center_id", "name"),)
 
 
+class Template(Row):
+    """`nics`: what a VM's NICs begin with; they get their ids and addresses there. `vm_id`: may be gone."""
+
+    __tablename__ = "templates"
+    name: Mapped[str] = mapped_column(sa.String(255))
+    cluster_id: Mapped[str] = mapped_column(Id, sa.ForeignKey("clusters.id"), index=True)
+    data_center_id: Mapped[str] = mapped_column(Id, sa.ForeignKey("data_centers.id"))
+    vm_id: Mapped[str] = mapped_column(Id)
+    description: Mapped[str] = mapped_column(sa.Text)
+    memory: Mapped[int] = mapped_column(sa.BigInteger)
+    cpus: Mapped[int] = mapped_column()
+    firmware: Mapped[str] = mapped_column(sa.String(8))
+    display: Mapped[str] = mapped_column(sa.String(8))
+    boot: Mapped[dict[str, Any] | None] = mapped_column(Json)
+    nics: Mapped[list[dict[str, Any]]] = mapped_column(sa.JSON)
+    state: Mapped[str] = mapped_column(sa.String(16), index=True)
+    problem: Mapped[str | None] = mapped_column(sa.Text)
+    asked_until: Mapped[dt.datetime] = mapped_column(UtcTime)
+    __table_args__ = (sa.UniqueConstraint("data_center_id", "name"),)
+
+
 class Disk(Row):
+    """`origin`: new, or a copy of or thin on `source_disk_id`. `template_id`: it is a template's, and in no VM."""
+
     __tablename__ = "disks"
     alias: Mapped[str] = mapped_column(sa.String(255))
     domain_id: Mapped[str] = mapped_column(Id, sa.ForeignKey("storage_domains.id"), index=True)
@@ -113,6 +137,13 @@ class Disk(Row):
     vm_id: Mapped[str | None] = mapped_column(Id, sa.ForeignKey("vms.id"), index=True)
     bus: Mapped[str] = mapped_column(sa.String(8))
     boot_order: Mapped[int | None] = mapped_column()
+    template_id: Mapped[str | None] = mapped_column(
+        Id, sa.ForeignKey("templates.id", name="disks_template_id_fkey"), index=True
+    )
+    origin: Mapped[str] = mapped_column(sa.String(8), default="new")
+    source_disk_id: Mapped[str | None] = mapped_column(Id, index=True)
+    copied: Mapped[int | None] = mapped_column(sa.BigInteger)
+    to_copy: Mapped[int | None] = mapped_column(sa.BigInteger)
     state: Mapped[str] = mapped_column(sa.String(16), index=True)
     problem: Mapped[str | None] = mapped_column(sa.Text)
     asked_until: Mapped[dt.datetime] = mapped_column(UtcTime)
@@ -147,7 +178,7 @@ class Gone(Part):
     deleted_at: Mapped[dt.datetime] = mapped_column(UtcTime, index=True)
 
 
-for _table in (DataCenter, Cluster, Host, StorageDomain, Vm, Disk):
+for _table in (DataCenter, Cluster, Host, StorageDomain, Vm, Template, Disk):
     sa.Index(f"{_table.__tablename__}_in_order", _table.created_at, _table.id)  # the order of every list
 
 add_frame_tables(metadata)

@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from chassis import context
 from contracts import errors
-from services.inventory import disks, domains, hosts, runs, store, store_world, tables, vms
+from services.inventory import disks, domains, hosts, runs, store, store_world, tables, templates, vms
 from services.inventory.scene import Scene
 
 GONE_FOR = dt.timedelta(days=7)
@@ -36,6 +36,24 @@ def once(scene: Scene) -> None:
         _guarded(scene, "looking at the domains", lambda: domains.look_at_sizes(scene))
 
 
+def follow(scene: Scene) -> None:
+    """Ask how far copies of disks are, for ever."""
+    while True:
+        scene.clock.sleep(scene.settings.copy_interval)
+        with context.use(context.new("inventory")):
+            _guarded(scene, "following copies", lambda: follow_copies(scene))
+
+
+def follow_copies(scene: Scene) -> None:
+    with scene.database.read() as session:
+        due = store_world.copies(session, scene.now())
+    for id_ in due:
+        try:
+            disks.resume(scene, id_)
+        except errors.Problem as problem:  # its row says what became of it
+            scene.log.info(f"the copy for disk {id_}: {problem}", disk_id=id_)
+
+
 def forget(scene: Scene) -> None:
     """Drop the memory of what was deleted long ago, once a day, for ever."""
     while True:
@@ -59,6 +77,8 @@ def _settle_one(scene: Scene, sort: type[tables.Row], id_: str, state: str) -> N
         domains.resume(scene, id_)
     elif sort is tables.Disk:
         disks.resume(scene, id_)
+    elif sort is tables.Template:
+        templates.resume(scene, id_)
     elif state == "starting":
         runs.look(scene, id_)
     else:

@@ -24,6 +24,11 @@ _PLAIN: dict[type[Any], tuple[str, ...]] = {
         "vm_id",
         "bus",
         "boot_order",
+        "template_id",
+        "origin",
+        "source_disk_id",
+        "copied",
+        "to_copy",
         "state",
         "problem",
     ),
@@ -40,13 +45,29 @@ _PLAIN: dict[type[Any], tuple[str, ...]] = {
         "state",
         "reason",
         "host_id",
+        "template_id",
+    ),
+    tables.Template: (
+        "name",
+        "cluster_id",
+        "data_center_id",
+        "vm_id",
+        "description",
+        "memory",
+        "cpus",
+        "firmware",
+        "display",
+        "boot",
+        "nics",
+        "state",
+        "problem",
     ),
 }
 _NIC = ("id", "name", "mac", "model", "network", "linked")
 
 
 def show(row: tables.Row) -> Shown:
-    """Everything but a VM."""
+    """Everything but a VM and a template."""
     shown = {name: _plain(getattr(row, name)) for name in ("id", "version", "created_at", *_PLAIN[type(row)])}
     if isinstance(row, tables.StorageDomain):
         shown["type"] = "file"
@@ -55,6 +76,10 @@ def show(row: tables.Row) -> Shown:
 
 def show_vm(row: tables.Vm, nics: Iterable[tables.Nic], disks: Iterable[tables.Disk]) -> Shown:
     return {**show(row), "nics": [show_nic(nic) for nic in nics], "disks": [show(disk) for disk in disks]}
+
+
+def show_template(row: tables.Template, disks: Iterable[tables.Disk]) -> Shown:
+    return {**show(row), "disks": [show(disk) for disk in disks]}
 
 
 def show_nic(nic: tables.Nic) -> Shown:

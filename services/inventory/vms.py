@@ -18,16 +18,15 @@ _HARDWARE = ("memory", "cpus", "firmware", "display", "boot")
 # -- create and change ------------------------------------------------------------------------------------
 
 
-def create(scene: Scene, session: Session, ask: Ask) -> Ask:
-    row = store.repeated(session, tables.Vm, ask)
-    if row is not None:
-        return store.show(session, row)
+def insert(scene: Scene, session: Session, ask: Ask, hardware: Ask) -> tables.Vm:
+    """A new VM that is down; `hardware` with nothing left out."""
     cluster = store.get(session, tables.Cluster, ask["cluster_id"])
     store.free_name(session, tables.Vm, ask["name"], tables.Vm.data_center_id == cluster.data_center_id)
-    nics = build_nics(session, ask["id"], cluster.data_center_id, ask["nics"])
+    nics = build_nics(session, ask["id"], cluster.data_center_id, hardware["nics"])
     now = scene.now()
     row = tables.Vm(
-        **{name: value for name, value in ask.items() if name != "nics"},
+        **{name: ask[name] for name in ("id", "name", "cluster_id", "description", "template_id")},
+        **{name: value for name, value in hardware.items() if name != "nics"},
         data_center_id=cluster.data_center_id,
         version=1,
         created_at=now,
@@ -37,7 +36,7 @@ def create(scene: Scene, session: Session, ask: Ask) -> Ask:
     )
     store.add(session, row, nics)
     scene.log.info(f'VM "{row.name}" was created', vm_id=row.id)
-    return store.show(session, row)
+    return row
 
 
 def _as_columns(power: powers.Power) -> Ask:
@@ -127,6 +126,7 @@ def _begin_deletion(scene: Scene, session: Session, ask: Ask) -> list[disks.Erra
     _check_deletable(row, ask)
     plugged = store.hold_disks(session, row.id)
     for disk in plugged:
+        disks.refuse_locked(disk)
         if disk.state == "creating" and disk.asked_until > scene.now():
             raise errors.DiskWrongState(disk_id=disk.id, state=disk.state, action="deleting", needs="ok or failed")
     return _mark(scene, session, row, plugged)
@@ -136,6 +136,19 @@ def _mark(scene: Scene, session: Session, row: tables.Vm, plugged: list[tables.D
     errands = [disks.deleting(scene, session, disk) for disk in plugged]
     store.change(session, row, state="deleting", reason="", asked_until=scene.until(hostagent.delete_disk))
     return errands
+
+
+def take_back(scene: Scene, id_: str) -> None:
+    """Undo a creation that was refused; what cannot be undone now stays `deleting`, and the tidy goes on."""
+
+    def begin(session: Session) -> list[disks.Errand]:
+        row = store.hold(session, tables.Vm, id_)
+        return _mark(scene, session, row, store.hold_disks(session, row.id))
+
+    try:
+        _finish_deletion(scene, id_, scene.write(begin))
+    except errors.Problem as problem:
+        scene.log.warning(f"VM {id_} could not be taken back yet: {problem}", vm_id=id_)
 
 
 def _finish_deletion(scene: Scene, vm_id: str, errands: list[disks.Errand]) -> None:

@@ -94,8 +94,10 @@ def order(parents: dict[str, str | None], active_id: str) -> tuple[str, ...]:
 def plan_merge(vm_id: str, chain: Sequence[str], removed: Sequence[str], facts: DiskFacts) -> MergePlan:
     """The merge that removes the snapshots of these volumes, neighbours, oldest first, from a running VM's disk.
 
-    Raises VmUnsure, VmWrongState, ChainBroken, BackingOutside, ChainDiffers, VolumeInUse, ForeignJob, HypervisorAway.
+    Raises VmUnsure, VmWrongState, ChainBroken, BackingOutside, ChainDiffers, VolumeInUse, TemplateVolume, ForeignJob,
+    HypervisorAway.
     """
+    _no_template(removed[0], facts)
     same_chain(vm_id, chain, facts)
     where = chain.index(removed[0])
     top = where + len(removed)
@@ -173,6 +175,17 @@ def _no_foreign_job(plan: MergePlan, facts: DiskFacts) -> None:
         raise errors.ForeignJob(disk_id=plan.disk_id, job=job.named())
 
 
+def _no_template(base_id: str, facts: DiskFacts) -> None:
+    """Refuse to merge into a template's volume, before anything else is found to be wrong."""
+    if base_id in facts.storage.templates:
+        raise _of_template(facts.storage.templates[base_id], facts)
+
+
+def _of_template(volume: Volume, facts: DiskFacts) -> errors.TemplateVolume:
+    owner = volume.template_disk_id or facts.disk_id
+    return errors.TemplateVolume(action="A merge", volume_id=volume.volume_id, template_disk_id=owner)
+
+
 def _nobody_else(plan: MergePlan, chain: Sequence[str], facts: DiskFacts) -> None:
     problems = shared(chain, facts)
     for volume_id in (*plan.removed, plan.top_id):
@@ -180,9 +193,9 @@ def _nobody_else(plan: MergePlan, chain: Sequence[str], facts: DiskFacts) -> Non
             raise problems[volume_id]
 
 
-def shared(chain: Sequence[str], facts: DiskFacts) -> dict[str, errors.VolumeInUse]:
+def shared(chain: Sequence[str], facts: DiskFacts) -> dict[str, errors.Problem]:
     """The volumes of a chain that no merge may touch: a template's, and those with a child besides the one above."""
-    found: dict[str, errors.VolumeInUse] = {}
+    found: dict[str, errors.Problem] = {}
     own: dict[str, str | None] = dict(zip(chain, (*chain[1:], None), strict=True))
     for volume in facts.storage.volumes.values():
         for parent in {volume.parent_id, volume.backing_id} & own.keys():
@@ -190,7 +203,7 @@ def shared(chain: Sequence[str], facts: DiskFacts) -> dict[str, errors.VolumeInU
                 found[parent] = errors.VolumeInUse(volume_id=parent, by=f"volume {volume.volume_id}")
     for volume_id in chain:
         if facts.storage.volumes[volume_id].volume_type == "shared":
-            found[volume_id] = errors.VolumeInUse(volume_id=volume_id, by="the clones of its template")
+            found[volume_id] = _of_template(facts.storage.volumes[volume_id], facts)
     return found
 
 

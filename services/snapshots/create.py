@@ -206,6 +206,7 @@ def choose(desk: Desk, vm: Mapping[str, Any], wanted: list[str] | None) -> list[
         if disk_id not in plugged:
             raise errors.NotFound(kind=f"disk plugged in VM {vm['id']}", id=disk_id)
         disk = plugged[disk_id]
+        refuse_unready(disk, ACTION)
         with desk.db.read() as session:
             known = store.chain_of(session, disk_id) or (disk["first_volume_id"],)
         if len(known) > desk.settings.snapshots_per_vm:
@@ -213,6 +214,12 @@ def choose(desk: Desk, vm: Mapping[str, Any], wanted: list[str] | None) -> list[
             raise errors.LimitExceeded(what=f"the chain of disk {disk_id}", value=len(known) + 1, limit=limit + 1)
         chosen.append(Chosen(disk, desk.peers.active_domain(disk["domain_id"]), known))
     return chosen
+
+
+def refuse_unready(disk: Mapping[str, Any], action: str) -> None:
+    """Refuse a disk that is being made or copied. Raises DiskWrongState."""
+    if disk["state"] != "ok":
+        raise errors.DiskWrongState(disk_id=disk["id"], state=disk["state"], action=action, needs="ok")
 
 
 def _refuse_busy(desk: Desk, chosen: list[Chosen]) -> None:

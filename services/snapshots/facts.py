@@ -6,7 +6,7 @@ Made from `hostagent.DiskFacts` (contracts/hostagent.py). Ids are volume ids; ch
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from contracts import errors
@@ -48,6 +48,7 @@ class Volume:
     legality: str
     volume_type: str
     backing: str | None = None
+    template_disk_id: str | None = None
 
 
 @dataclass(frozen=True)
@@ -79,13 +80,15 @@ class Libvirt:
 @dataclass(frozen=True)
 class Storage:
     """`leaf`: the one volume that holds every acknowledged write, None with a `problem`, which may be told as the
-    error `trouble` too. `free` in bytes."""
+    error `trouble` too. `free` in bytes. `templates`: volumes of a template's disk that this one stands on; they are no
+    part of it, and are left out everywhere else."""
 
     volumes: Mapping[str, Volume]
     leaf: str | None
     problem: str | None
     free: int
     trouble: errors.Problem | None = None
+    templates: Mapping[str, Volume] = field(default_factory=dict)
 
     def chain(self) -> tuple[str, ...]:
         """The chain by qcow2 headers, first volume first; what is missing or runs in a circle ends it."""
@@ -127,23 +130,33 @@ class DiskFacts:
 def read(told: Mapping[str, Any]) -> DiskFacts:
     """The frozen form of a loaded `hostagent.DiskFacts`."""
     qemu, libvirt, storage = told["qemu"], told["libvirt"], told["storage"]
+    volumes = {row["volume_id"]: _volume(row) for row in storage["volumes"]}
+    owners = {id_: volume.template_disk_id for id_, volume in volumes.items() if volume.volume_type == "shared"}
+    templates = {id_: volumes.pop(id_) for id_, owner in owners.items() if owner not in (None, told["disk_id"])}
+    mine = [at for at, id_ in enumerate(qemu["chain"]) if id_ not in templates]
     return DiskFacts(
         vm_id=told["vm_id"],
         disk_id=told["disk_id"],
-        qemu=Qemu(qemu["state"], tuple(qemu["chain"]), tuple(qemu["paths"]), _job(qemu["job"])),
+        qemu=Qemu(
+            qemu["state"],
+            tuple(qemu["chain"][at] for at in mine),
+            tuple(qemu["paths"][at] for at in mine if at < len(qemu["paths"])),
+            _job(qemu["job"]),
+        ),
         libvirt=Libvirt(
             libvirt["state"],
-            tuple(libvirt["chain"]),
+            tuple(id_ for id_ in libvirt["chain"] if id_ not in templates),
             libvirt["mirror"],
             libvirt["mirror_ready"],
             _job(libvirt["job"]),
         ),
         storage=Storage(
-            {row["volume_id"]: _volume(row) for row in storage["volumes"]},
+            volumes,
             storage["leaf"],
             storage["problem"],
             storage["free"],
             _trouble(storage.get("trouble")),
+            templates,
         ),
         unsure=told["unsure"],
         paused_by_pivot=told["paused_by_pivot"],
@@ -175,4 +188,5 @@ def _volume(told: Mapping[str, Any]) -> Volume:
         told["legality"],
         told["volume_type"],
         told.get("backing"),
+        told.get("template_disk_id"),
     )

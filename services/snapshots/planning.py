@@ -108,7 +108,7 @@ def _planned(seen: Seen, plan: MergePlan, by_volume: Mapping[str, Wanted], posit
 
 
 def _why_not(
-    seen: Seen, one: Wanted, problems: Mapping[str, errors.Problem], kept: Mapping[str, errors.VolumeInUse]
+    seen: Seen, one: Wanted, problems: Mapping[str, errors.Problem], kept: Mapping[str, errors.Problem]
 ) -> errors.Problem:
     if one.volume_id in problems:
         return problems[one.volume_id]

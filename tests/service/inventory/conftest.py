@@ -124,6 +124,9 @@ class Site:
         own = {"id": new_id(), "alias": alias, "domain_id": domain["id"], "capacity": GIB}
         return self.ask(inventory.create_disk, **{**own, "vm_id": vm and vm["id"], **more})
 
+    def template(self, vm: Ask, name: str = "golden") -> Ask:
+        return self.ask(inventory.create_template, id=new_id(), name=unique(name), vm_id=vm["id"])
+
     # -- looking ------------------------------------------------------------------------------------------
 
     def get_vm(self, vm: Ask) -> Ask:
@@ -141,6 +144,9 @@ class Site:
                 return seen
             assert time.monotonic() < ends, f"after {seconds} s it is still {seen}"
             time.sleep(0.05)
+
+    def disk_becomes(self, disk: Ask, state: str) -> Ask:
+        return self.until(inventory.get_disk, disk["id"], seconds=90, state=state)
 
     def latest(self, domain: Ask) -> Ask:
         return self.ask(inventory.get_storage_domain, id=domain["id"])

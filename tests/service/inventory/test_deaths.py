@@ -49,6 +49,54 @@ def _work(site: Site, work: str, domain: Any, disk: Any) -> tuple[Rpc, dict[str,
     return promise, {"id": row["id"], "version": row["version"]}, None
 
 
+@pytest.mark.parametrize("moment", ["before_ask", "after_ask"])
+@pytest.mark.parametrize("work", ["template", "thin", "full", "delete"])
+def test_whatever_the_service_dies_in_with_a_template_is_finished(site: Site, work: str, moment: str) -> None:
+    agent, vm = site.host(), site.vm()
+    disk = site.disk(site.domain(), vm)
+    template = site.template(vm) if work != "template" else {}
+    before = dict(agent.world.storage.images)
+    promise, request, point = _with_template(site, work, vm, template)
+    site.restart(crash=f"inventory.{point}.{moment}")
+    site.until(inventory.get_host, agent.host_id, state="up")
+    asking = threading.Thread(target=_answered_or_not, args=(site, promise, request))
+    asking.start()
+    assert site.process.wait() == -9
+    site.restart()
+    asking.join()
+    answer = site.ask(promise, **request)
+    if work != "delete":
+        get = inventory.get_template if work == "template" else inventory.get_vm
+        made = site.until(get, answer["id"], seconds=90, state="ok" if work == "template" else "down")
+        assert [site.disk_becomes(each, "ok")["problem"] for each in made["disks"]] == [None]
+    assert site.ask(inventory.get_disk, id=disk["id"])["state"] == "ok"
+    assert len(agent.world.storage.images) == len(before) + (-1 if work == "delete" else 1)
+
+
+def _with_template(site: Site, work: str, vm: Any, template: Any) -> tuple[Rpc, dict[str, Any], str]:
+    if work == "delete":
+        return inventory.delete_template, {"id": template["id"], "version": template["version"]}, "delete_disk"
+    if work == "template":
+        return inventory.create_template, {"id": new_id(), "name": unique("t"), "vm_id": vm["id"]}, "copy_disk"
+    own = {"id": new_id(), "name": unique("vm"), "cluster_id": site.cluster["id"], "template_id": template["id"]}
+    return inventory.create_vm, {**own, "clone": work}, "create_thin_disk" if work == "thin" else "copy_disk"
+
+
+def test_a_service_that_dies_while_disks_are_copied_follows_them_again(site: Site) -> None:
+    agent, vm = site.host(), site.vm()
+    site.disk(site.domain(), vm)
+    agent.world.storage.copy_rate = 0
+    template = site.template(vm)
+    assert template["state"] == "creating"
+    site.process.kill()
+    site.restart()
+    with pytest.raises(errors.DiskWrongState):
+        site.ask(inventory.start_vm, id=vm["id"])
+    agent.world.storage.copy_rate = agent.world.storage.copy_bytes
+    site.until(inventory.get_template, template["id"], seconds=60, state="ok")
+    assert site.ask(inventory.start_vm, id=vm["id"])["state"] == "running"
+
+
 def _answered_or_not(site: Site, promise: Rpc, request: dict[str, Any]) -> None:
     """The broker gives the request to the next process, which may answer in time."""
     with contextlib.suppress(errors.NoAnswer, errors.Late):

@@ -110,7 +110,7 @@ VM = {"id": ID, "name": "vm1", "cluster_id": ID, "memory": 2**28}
 
 def test_defaults_are_filled_in():
     vm = inventory.create_vm.load_request(VM)
-    assert (vm["cpus"], vm["firmware"], vm["display"], vm["boot"], vm["nics"]) == (1, "bios", "vnc", None, [])
+    assert (vm["description"], vm["clone"], vm["boot"], vm["nics"]) == ("", "thin", None, None)
 
 
 @given(st.dictionaries(st.text(), st.none() | st.integers() | st.text() | st.lists(st.text()), max_size=6))

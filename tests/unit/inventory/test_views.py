@@ -25,7 +25,7 @@ def a_nic() -> tables.Nic:
 def a_disk() -> tables.Disk:
     own = {"id": ID.format(5), "version": 1, "created_at": WHEN, "body_hash": "", "first_volume_id": ID.format(6)}
     plain = {"alias": "disk1", "capacity": 512, "format": "cow", "bus": "virtio", "boot_order": 1, "problem": None}
-    return tables.Disk(**own, **plain, domain_id=ID.format(7), vm_id=ID.format(1), state="ok")
+    return tables.Disk(**own, **plain, domain_id=ID.format(7), vm_id=ID.format(1), origin="new", state="ok")
 
 
 def a_domain() -> tables.StorageDomain:

@@ -7,7 +7,7 @@ import dataclasses
 import pytest
 
 from contracts import errors
-from services.snapshots import chain, leaves
+from services.snapshots import chain, create, facts, leaves
 from services.snapshots.facts import DiskFacts
 from services.snapshots.leaves import Left
 from tests.unit.snapshots.looks import ACTIVE, CHAIN, GIB, INTERNAL, job, look, volume
@@ -59,9 +59,45 @@ REFUSED = {
     ),
     "base is a template's": (
         look(volumes=[volume("v1", None, volume_type="shared"), volume("v2", "v1"), volume("v3", "v2")]),
-        errors.VolumeInUse,
+        errors.TemplateVolume,
     ),
 }
+
+
+def a_thin_disk() -> DiskFacts:
+    """The chain stands on a template's volume, which QEMU, libvirt and the storage show like any other."""
+    ids = ["v3", "v2", "v1", "base"]
+    rows = [
+        {**vars(volume(id_, parent)), "volume_type": "shared" if id_ == "base" else "internal"}
+        for id_, parent in zip(ids, [*ids[1:], None], strict=True)
+    ]
+    rows[-1]["template_disk_id"] = "template"
+    bare = {"job": None, "chain": ids, "state": "running"}
+    return facts.read(
+        {
+            "vm_id": "vm",
+            "disk_id": "disk",
+            "qemu": {**bare, "paths": [f"/images/{id_}" for id_ in ids]},
+            "libvirt": {**bare, "mirror": False, "mirror_ready": False},
+            "storage": {"volumes": rows, "leaf": "v3", "problem": None, "free": 100 * GIB},
+            "unsure": None,
+            "paused_by_pivot": False,
+        }
+    )
+
+
+def test_a_thin_disks_chain_ends_above_its_template() -> None:
+    seen = a_thin_disk()
+    assert seen.storage.chain() == ("v1", "v2", "v3")
+    assert (seen.qemu.chain, seen.libvirt.chain) == (("v3", "v2", "v1"), ("v3", "v2", "v1"))
+    assert seen.qemu.paths[-1] == "/images/v1"
+    assert plan("v1", seen).top_id == "v2"
+    assert plan("v2", seen).child_id is None
+
+
+def test_a_merge_into_a_template_names_it() -> None:
+    with pytest.raises(errors.TemplateVolume, match=r"volume base of the template disk template.*Nothing was touched"):
+        plan("base", a_thin_disk())
 
 
 @pytest.mark.parametrize(("facts", "error"), REFUSED.values(), ids=REFUSED)
@@ -159,3 +195,10 @@ def test_a_new_leaf(facts: DiskFacts, do: chain.Do, left: Left) -> None:
 
 def test_a_new_leaf_is_unknown_while_nobody_can_say() -> None:
     assert leaves.switched(LEAF, look(state="unreachable")).do is chain.Do.UNKNOWN
+
+
+@pytest.mark.parametrize("state", ["creating", "locked", "deleting", "failed"])
+def test_a_disk_that_is_being_made_or_copied_gets_no_snapshot(state: str) -> None:
+    with pytest.raises(errors.DiskWrongState, match=f"is {state}; taking a snapshot needs it ok"):
+        create.refuse_unready({"id": "disk", "state": state}, create.ACTION)
+    create.refuse_unready({"id": "disk", "state": "ok"}, create.ACTION)
