@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import time
 import uuid
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any, Generic, TypeVar, cast
 
@@ -22,6 +22,7 @@ from client import facts, overview
 from client.errors import ApiError, JobSlow, Unreachable
 
 T = TypeVar("T")
+Copied = TypeVar("Copied", facts.Template, facts.Vm)
 PREFIX = "/api/v1"
 # The longest promise behind the API waits 150 s for its storage; the gateway then answers by itself.
 PATIENCE = 170.0
@@ -112,6 +113,7 @@ class Client:
         self.storage_domains: Made[facts.StorageDomain] = Made(self, "/storage-domains")
         self.disks: Changed[facts.Disk] = Changed(self, "/disks")
         self.vms: Changed[facts.Vm] = Changed(self, "/vms")
+        self.templates: Made[facts.Template] = Made(self, "/templates")
         self.snapshots: Collection[facts.Snapshot] = Collection(self, "/snapshots")
         self.jobs: Collection[facts.Job] = Collection(self, "/jobs")
         self.merges: Collection[facts.Merge] = Collection(self, "/merges")
@@ -213,22 +215,14 @@ class Client:
 
         A gateway or service that is away is waited for up to OUTAGE seconds. Raises JobSlow after `timeout` seconds.
         """
-        started = seen = time.monotonic()
-        pause = FIRST_LOOK
-        while True:
-            try:
-                job = self.jobs.get(id)
-                seen = time.monotonic()
-                yield job
-                if job["state"] in ENDED:
-                    return
-            except (ApiError, Unreachable) as fault:
-                if not _may_pass(fault) or time.monotonic() - seen > OUTAGE:
-                    raise
-            if timeout is not None and time.monotonic() - started + pause > timeout:
-                raise JobSlow(f"The job {id} did not end within {timeout:g} s; it goes on.", f"drystone job wait {id}")
-            time.sleep(pause)
-            pause = min(pause * 1.2, LATER_LOOK)
+        slow = JobSlow(f"The job {id} did not end within {timeout or 0:g} s; it goes on.", f"drystone job wait {id}")
+        return _watch(self.jobs, id, lambda job: job["state"] in ENDED, timeout, slow)
+
+    def watch_copies(self, id: str, of: Made[Copied], timeout: float | None = None) -> Iterator[Copied]:
+        """Look at a template, or at a VM that is made from one, until none of its disks is being copied any more;
+        like `watch`."""
+        slow = JobSlow(f"The copies for {id} did not end within {timeout or 0:g} s; they go on.", "Look at it later.")
+        return _watch(of, id, lambda row: all(disk["state"] != "creating" for disk in row["disks"]), timeout, slow)
 
     # -- what happens
 
@@ -306,6 +300,25 @@ class Client:
             f"The Drystone gateway at {self.address} does not answer: {said}.",
             "Check the address (--address or DRYSTONE_ADDRESS) and that the gateway runs.",
         )
+
+
+def _watch(of: Collection[T], id: str, ended: Callable[[T], bool], timeout: float | None, slow: JobSlow) -> Iterator[T]:
+    started = seen = time.monotonic()
+    pause = FIRST_LOOK
+    while True:
+        try:
+            row = of.get(id)
+            seen = time.monotonic()
+            yield row
+            if ended(row):
+                return
+        except (ApiError, Unreachable) as fault:
+            if not _may_pass(fault) or time.monotonic() - seen > OUTAGE:
+                raise
+        if timeout is not None and time.monotonic() - started + pause > timeout:
+            raise slow
+        time.sleep(pause)
+        pause = min(pause * 1.2, LATER_LOOK)
 
 
 def problem_of(answer: httpx.Response) -> ApiError:

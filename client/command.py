@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from client.commands import center, config, disk, doctor, domain, event, host, job, removal, snapshot, vm
+from client.commands import center, config, disk, doctor, domain, event, host, job, removal, snapshot, template, vm
 from client.session import AsJson, AsYaml, Session, verb
 
 ENDS = (
@@ -27,6 +27,7 @@ NOUNS = {
     "domain": domain.domains,
     "disk": disk.disks,
     "vm": vm.vms,
+    "template": template.templates,
     "snapshot": snapshot.snapshots,
     "removal": removal.removals,
     "job": job.jobs,

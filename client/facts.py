@@ -66,6 +66,11 @@ class Disk(TypedDict):
     vm_id: str | None
     bus: str
     boot_order: int | None
+    template_id: str | None
+    origin: str
+    source_disk_id: str | None
+    copied: int | None
+    to_copy: int | None
     state: str
     problem: str | None
     version: int
@@ -97,6 +102,34 @@ class Vm(TypedDict):
     state: str
     reason: str
     host_id: str | None
+    template_id: str | None
+    version: int
+    created_at: str
+
+
+class TemplateNic(TypedDict):
+    name: str
+    model: str
+    network: str | None
+    linked: bool
+
+
+class Template(TypedDict):
+    id: str
+    name: str
+    cluster_id: str
+    data_center_id: str
+    vm_id: str
+    description: str
+    memory: int
+    cpus: int
+    firmware: str
+    display: str
+    boot: dict[str, Any] | None
+    nics: list[TemplateNic]
+    disks: list[Disk]
+    state: str
+    problem: str | None
     version: int
     created_at: str
 

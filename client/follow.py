@@ -10,7 +10,7 @@ from typing import Any
 from rich.progress import BarColumn, Progress, TaskID, TextColumn, TimeElapsedColumn
 
 from client import errors, facts, show, units
-from client.api import ENDED
+from client.api import ENDED, Copied, Made
 from client.session import Session
 
 
@@ -118,3 +118,27 @@ def said(job: dict[str, Any] | facts.Job | facts.Merge) -> str:
     if progress.get("behind"):
         parts.append("the guest writes as fast as it is copied")
     return ", ".join(parts)
+
+
+# -- copies -----------------------------------------------------------------------------------------------
+
+
+def copies(session: Session, of: Made[Copied], row: Copied, timeout: float | None = None) -> Copied:
+    """Wait until the disks of a new template or VM are made. Raises JobFailed with what a disk says, JobSlow."""
+    last, said = row, ""
+    out = show.console(stderr=True)
+    columns = (TextColumn("{task.description}"), BarColumn(), TextColumn("{task.fields[said]}"))
+    with Progress(*columns, TimeElapsedColumn(), console=out, disable=not sys.stderr.isatty()) as progress:
+        bar = progress.add_task(f"Copying the disks of {row['name']}", total=None, said="")
+        for last in session.client.watch_copies(row["id"], of, timeout):
+            copied = sum(disk["copied"] or 0 for disk in last["disks"])
+            total = sum(disk["to_copy"] or 0 for disk in last["disks"])
+            said = f"{units.human(copied)} of at most {units.human(total)}" if total else ""
+            progress.update(bar, total=total or None, completed=copied, said=said)
+    failed = next((disk for disk in last["disks"] if disk["state"] != "ok"), None)
+    if failed is not None:
+        hint = f"Mend the reason and repeat the command with --id {row['id']}, or delete {row['name']}."
+        raise errors.JobFailed(f"The disk {failed['alias']} of {row['name']} was not made: {failed['problem']}", hint)
+    if said and not sys.stderr.isatty():
+        out.print(f"{row['name']}: {said} copied", markup=False)
+    return last

@@ -19,7 +19,9 @@ Cell = Callable[[Row], Any]
 _COLOURS = {
     **dict.fromkeys(("up", "ok", "active", "running", "done", "answers"), "green"),
     **dict.fromkeys(("problem", "failed", "stuck", "non_responsive", "unsure", "unknown", "away"), "red"),
-    **dict.fromkeys(("creating", "removing", "deleting", "starting", "undoing", "undone", "shutting_down"), "yellow"),
+    **dict.fromkeys(
+        ("creating", "removing", "deleting", "starting", "undoing", "undone", "shutting_down", "locked"), "yellow"
+    ),
 }
 OWN_TABLES = ("facts", "repair")  # parts of an object that a card shows beside it
 WIDE = 250  # columns of a table that goes to a file or a pipe

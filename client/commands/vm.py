@@ -6,7 +6,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client import names, units
+from client import errors, follow, names, units
 from client.commands import disk as disk_commands
 from client.commands.center import Description, Id, NewDescription, NewName, Which, given
 from client.session import Session, Yes, verb
@@ -28,6 +28,7 @@ Nics = Annotated[
 Kernel = Annotated[str | None, typer.Option(help="Boot this kernel file of the host instead of a disk.")]
 Initrd = Annotated[str | None, typer.Option(help="Its initial RAM disk.")]
 Cmdline = Annotated[str | None, typer.Option(help="Its command line.")]
+Wait = Annotated[bool, typer.Option("--wait/--no-wait", help="Wait for copies of disks, or only begin them.")]
 SerialLog = Annotated[str | None, typer.Option(help="File on the host that records the serial console.")]
 
 
@@ -91,8 +92,12 @@ def create_vm(
     session: Session,
     *,
     name: Annotated[str, typer.Argument()],
-    cluster: Annotated[str, typer.Option(help="Name or id.")],
-    memory: Annotated[int, typer.Option("--memory", "-m", parser=disk_commands.size_of, metavar="SIZE")],
+    cluster: Annotated[str | None, typer.Option(help="Name or id; the template's by default.")] = None,
+    memory: Memory = None,
+    template: Annotated[str | None, typer.Option(help="Hardware and disks of this template.")] = None,
+    clone: Annotated[
+        str, typer.Option(help="thin: its disks stand on the template's; full: they are copies.")
+    ] = "thin",
     cpus: Cpus = None,
     description: Description = "",
     firmware: Firmware = None,
@@ -102,21 +107,31 @@ def create_vm(
     initrd: Initrd = None,
     cmdline: Cmdline = None,
     serial_log: SerialLog = None,
+    wait: Wait = True,
     id: Id = None,
 ) -> Answer:
-    """Make a virtual machine. Give it disks with: drystone disk create ALIAS --vm NAME ..."""
+    """Make a virtual machine, empty or from a template. Disks for it: drystone disk create ALIAS --vm NAME ...
+
+    What is left out is the template's; without one --cluster and --memory are needed."""
+    client = session.client
+    base = names.find(client, names.TEMPLATE, template) if template else None
+    if base is None and (cluster is None or memory is None):
+        raise errors.BadSettings("Without a --template a VM needs --cluster and --memory.")
     body = given(
         name=name,
-        cluster_id=names.find_id(session.client, names.CLUSTER, cluster),
+        cluster_id=names.find_id(client, names.CLUSTER, cluster) if cluster else base and base["cluster_id"],
+        template_id=base["id"] if base else None,
+        clone=clone if base else None,
         memory=memory,
         cpus=cpus,
         description=description,
         firmware=firmware,
         display=display,
         boot=_boot(kernel, initrd, cmdline, serial_log),
-        nics=[nic_of(text) for text in nic or []],
+        nics=[nic_of(text) for text in nic] if nic else None,
     )
-    return _card(session.client.vms.create(body, id))
+    made = client.vms.create(body, id)
+    return _card(follow.copies(session, client.vms, made) if wait and base else made)
 
 
 @verb(vms, "change")

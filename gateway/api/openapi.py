@@ -16,7 +16,7 @@ from gateway.api.shapes import Shape, Shapes, about
 
 _AT_THE_DOOR: tuple[type[errors.Problem], ...] = (errors.Unauthorized, errors.BadHttp)
 _WITH_BODY: tuple[type[errors.Problem], ...] = (errors.BadBody, errors.UnsupportedMedia, errors.BodyTooLarge)
-_STATUS = {200: "Done, or what was asked for.", 201: "Made.", 202: "Begun: follow the job.", 204: "Gone."}
+_STATUS = {200: "Done, or what was asked for.", 201: "Made.", 202: "Begun: follow what Location names.", 204: "Gone."}
 _KEY = {"type": "string", "minLength": 1, "maxLength": 255, "pattern": r"^[\x21-\x7e]+$"}
 
 PROBLEM: Shape = {
@@ -65,7 +65,8 @@ def describe(routes: tuple[Route, ...]) -> dict[str, Any]:
 _ABOUT = (
     "Sizes are bytes, times ISO 8601 in UTC, ids lower-case UUIDs. Lists come in pages: follow `Link: rel=next`. "
     "A change or deletion names the version that was read by If-Match. A POST repeated with the same "
-    "Idempotency-Key and body asks for the same work. Long work answers 202 with the address of its job."
+    "Idempotency-Key and body asks for the same work. Long work answers 202 with the address of its job, "
+    "or of what is being made."
 )
 
 

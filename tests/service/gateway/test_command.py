@@ -31,7 +31,9 @@ def _last_id(world: World) -> str:
     return list(world.rows["vm"])[-1]
 
 
-@pytest.mark.parametrize("noun", ["data-center", "cluster", "host", "domain", "disk", "vm", "snapshot", "job", "merge"])
+@pytest.mark.parametrize(
+    "noun", ["data-center", "cluster", "host", "domain", "disk", "vm", "template", "snapshot", "job", "merge"]
+)
 def test_every_noun_lists_as_table_json_and_yaml(door: Door, vm: Row, noun: str) -> None:
     table, as_json, as_yaml = (door.command(noun, "list", *form) for form in ((), ("--json",), ("--yaml",)))
     assert table.code == 0, table
@@ -98,6 +100,36 @@ def test_one_disk_of_snapshots_is_named_by_its_alias(door: Door, world: World, v
 def test_a_removal_that_names_nothing_or_two_ways_ends_with_2(door: Door) -> None:
     for words in ((), ("--older-than", "soon"), (str(uuid.uuid4()), "--text", "x")):
         assert door.command("snapshot", "remove", *words, "--dry-run").code == 2
+
+
+def test_a_template_is_made_and_vms_from_it(door: Door, world: World, vm: Row) -> None:
+    name = f"golden-{vm['id'][:8]}"
+    running = door.command("template", "create", name, "--vm", vm["name"])
+    assert (running.code, "is running" in running.err) == (4, True)
+    door.command("vm", "power-off", vm["name"], "--yes")
+    made = door.command("template", "create", name, "--vm", vm["name"], "--json")
+    assert (made.data["state"], made.data["disks"][0]["state"]) == ("ok", "ok")
+    assert f"{name}: 3.0 GiB of at most 3.0 GiB copied" in made.err
+    assert vm["disks"][0]["alias"] in door.command("template", "show", name).out
+    thin = door.command("vm", "create", f"{name}-web1", "--template", name, "--json").data
+    assert (thin["memory"], thin["cluster_id"], thin["disks"][0]["origin"]) == (GIB, vm["cluster_id"], "thin")
+    full = door.command(
+        "vm", "create", f"{name}-web2", "--template", name, "--clone", "full", "-m", "2GiB", "--json"
+    ).data
+    assert (full["memory"], full["disks"][0]["origin"], full["disks"][0]["state"]) == (2 * GIB, "copy", "ok")
+    begun = door.command("template", "create", f"{name}-2", "--vm", vm["name"], "--no-wait", "--json").data
+    assert begun["state"] == "creating"
+    asked = door.command("template", "delete", name)
+    assert (asked.code, "will be deleted for good" in asked.err) == (2, True)
+    assert door.command("template", "delete", name, "--yes").code == 0
+    assert door.command("vm", "create", "web3", "--template", name).code == 3
+
+
+def test_a_copy_that_fails_ends_with_7_and_says_what_helps(door: Door, world: World, vm: Row) -> None:
+    door.command("vm", "power-off", vm["name"], "--yes")
+    world.rows["vm"][vm["id"]]["disks"][0]["alias"] = "bad"
+    failed = door.command("template", "create", f"bad-{vm['id'][:8]}", "--vm", vm["name"])
+    assert (failed.code, "was not made: The storage is full." in failed.err, "--id" in failed.err) == (7, True, True)
 
 
 def test_a_job_is_waited_for_and_its_end_is_the_exit_code(door: Door, vm: Row) -> None:
@@ -184,6 +216,7 @@ def test_what_is_not_drystone_is_called_so(door: Door) -> None:
     [
         ("disk", "create", "d", "--domain", "x", "--size", "huge"),
         ("vm", "create", "v", "--cluster", "x", "--memory", "1GiB", "--nic", "eth0,colour=red"),
+        ("vm", "create", "v", "--cluster", "x"),
         ("vm", "explode"),
         ("vm", "show"),
     ],

@@ -7,6 +7,7 @@ look at a time, so that tests need no clock.
 from __future__ import annotations
 
 import threading
+import uuid
 from collections.abc import Callable
 from typing import Any
 
@@ -28,9 +29,14 @@ _DEFAULTS: dict[str, Row] = {
     "storage_domain": {"type": "file", "layout": 5, "state": "active", "problem": None, "total": 8 * GIB, "free": GIB},
     "disk": {"state": "ok", "problem": None, "first_volume_id": "11111111-1111-4111-8111-111111111111"},
     "vm": {"state": "down", "reason": "", "host_id": None, "disks": []},
+    "template": {"state": "ok", "problem": None},
 }
+_LEFT_OUT: Row = {"cpus": 1, "firmware": "bios", "display": "vnc", "boot": None, "nics": []}
+_HARDWARE = ("memory", "cpus", "firmware", "display", "boot")
+_TEMPLATES = ("cluster_id", "data_center_id", *_HARDWARE)
 
 
+# budget: two whole services in memory, a few lines for each promise
 class World:
     """`rows` by kind and id; a test may put anything there."""
 
@@ -72,7 +78,8 @@ class World:
             owner: Any = inventory if kind in _DEFAULTS else snapshots
             pairs.append((getattr(owner, f"list_{kind}s"), self._bound(self._list, kind)))
             if kind != "job":
-                pairs.append((getattr(owner, f"get_{kind}"), self._bound(self.get, kind)))
+                look = self._look_at_copies if kind in ("vm", "template") else self.get
+                pairs.append((getattr(owner, f"get_{kind}"), self._bound(look, kind)))
         return pairs + self._verbs()
 
     def _verbs(self) -> list[tuple[Rpc, Callable[[Row], Row]]]:
@@ -127,9 +134,27 @@ class World:
             cluster = self.rows["cluster"].get(request["cluster_id"])
             if cluster is None:
                 raise errors.NotFound(kind="cluster", id=request["cluster_id"])
-            fields["data_center_id"] = cluster["data_center_id"]
-            fields["nics"] = [nic | {"mac": nic["mac"] or "56:6f:1a:00:00:01"} for nic in request["nics"]]
+            base = self.get("template", {"id": request["template_id"]}) if request["template_id"] else None
+            fields |= _left_out(request, base) | {"data_center_id": cluster["data_center_id"]}
+            fields["nics"] = [nic | {"mac": nic["mac"] or "56:6f:1a:00:00:01"} for nic in fields["nics"]]
+            fields["disks"] = [_clone(disk, request) for disk in base["disks"]] if base else []
+        if kind == "template":
+            vm = self.get("vm", {"id": request["vm_id"]})
+            if vm["state"] != "down":
+                raise errors.VmWrongState(vm_id=vm["id"], state=vm["state"], action="making it", needs="down")
+            fields |= {name: vm[name] for name in _TEMPLATES} | {"nics": [], "state": "creating"}
+            fields["disks"] = [_copy(disk, id, template_id=id) for disk in vm["disks"]]
         return self.put(kind, **fields)
+
+    def _look_at_copies(self, kind: str, request: Row) -> Row:
+        """Copies move with every look; those of a disk called 'bad' end badly."""
+        row = self.get(kind, request)
+        for disk in (disk for disk in row["disks"] if disk["state"] == "creating"):
+            _go_on(disk)
+        if kind == "template" and row["state"] == "creating":
+            left = {disk["state"] for disk in row["disks"]}
+            row["state"] = "creating" if "creating" in left else "failed" if "failed" in left else "ok"
+        return row
 
     def _change(self, kind: str, request: Row) -> Row:
         row = self._versioned(kind, request)
@@ -216,3 +241,30 @@ class World:
             raise errors.TooLate(flow_id=job["id"])
         job.update(state="undone", version=job["version"] + 1, finished_at=NOW)
         return job
+
+
+def _left_out(request: Row, template: Row | None) -> Row:
+    """A VM's hardware with what was left out."""
+    if not (request["memory"] or template):
+        raise errors.BadRequest(errors={"memory": ["Missing data for required field."]})
+    base = template or _LEFT_OUT
+    return {name: base.get(name) if request[name] is None else request[name] for name in (*_HARDWARE, "nics")}
+
+
+def _clone(disk: Row, request: Row) -> Row:
+    origin = {"thin": "thin", "full": "copy"}[request["clone"]]
+    return _copy(disk, request["id"], origin=origin, vm_id=request["id"])
+
+
+def _copy(disk: Row, whole: str, **other: Any) -> Row:
+    """A disk that is being made from another one."""
+    own = {"id": str(uuid.uuid5(uuid.UUID(whole), disk["id"])), "source_disk_id": disk["id"], "vm_id": None}
+    copying = {"origin": "copy", "state": "creating", "copied": 0, "to_copy": 3 * GIB}
+    return {**disk, **own, **copying, "template_id": None, **other}
+
+
+def _go_on(disk: Row) -> None:
+    disk["copied"] += GIB
+    if disk["copied"] >= disk["to_copy"]:
+        bad = disk["alias"] == "bad"
+        disk.update(state="failed" if bad else "ok", problem="The storage is full." if bad else None)
