@@ -47,7 +47,7 @@ def fill(desk: Desk) -> None:
     for _ in range(MAX_PAGES):
         with desk.db.write() as session:
             found = store_overview.missing(session, BATCH)
-            if not found or not store_overview.refresh(session, found):
+            if not found or not store_overview.refresh_now(session, found):
                 return
 
 
@@ -79,7 +79,7 @@ def _refresh_all(desk: Desk, domain_id: str) -> tuple[int, int]:
     rows = 0
     for batch in _batches(sorted(known | shown)):
         with desk.db.write() as session:
-            rows += store_overview.refresh(session, batch)
+            rows += store_overview.refresh_now(session, batch)
     return len(known), rows
 
 

@@ -1,6 +1,9 @@
 """SQL of the overview: the rows of a disk made anew from the books, and pages of them.
 
-Whoever changes what a row shows calls `refresh` in the same transaction. Sizes are -1 where nobody has seen them.
+Whoever changes what a row shows calls `refresh`; the rows are made at the end of the same transaction, once. Merges of
+two disks of one snapshot change each other's rows: on PostgreSQL whoever writes rows takes one lock first, as the last
+lock of its transaction, so that two never insert the same row, and never wait for each other. Sizes are -1 where
+nobody has seen them.
 """
 
 from __future__ import annotations
@@ -29,15 +32,37 @@ from services.snapshots.tables import (
 )
 
 UNSEEN = -1
+_WAITING = "overview"  # in a session: the disks whose rows are made before it commits
+_LOCK = 0x6F766572  # of this table alone
 DAMAGED = "damaged_volume"
 
 
 # -- rows -------------------------------------------------------------------------------------------------
 
 
-def refresh(session: Session, disk_ids: Iterable[str]) -> int:
-    """Make the rows of these disks anew; answers how many there are."""
+def refresh(session: Session, disk_ids: Iterable[str]) -> None:
+    """Make the rows of these disks anew before the transaction commits."""
+    waiting: set[str] | None = session.info.get(_WAITING)
+    if waiting is None:
+        waiting = session.info[_WAITING] = set()
+        sa.event.listen(session, "before_commit", _refresh_waiting, once=True)
+    waiting.update(disk_ids)
+
+
+def _refresh_waiting(session: Session) -> None:
+    refresh_now(session, session.info.pop(_WAITING, ()))
+
+
+def _alone(session: Session) -> None:
+    """SQLite has one writer anyway."""
+    if session.get_bind().dialect.name == "postgresql":
+        session.execute(sa.select(sa.func.pg_advisory_xact_lock(_LOCK)))
+
+
+def refresh_now(session: Session, disk_ids: Iterable[str]) -> int:
+    """Make the rows of these disks anew; answers how many there are. The last thing of a transaction."""
     wanted = sorted(set(disk_ids))
+    _alone(session)
     session.execute(sa.delete(overview).where(overview.c.disk_id.in_(wanted)))
     rows = [row for disk in session.execute(_disks(wanted)).all() for row in _rows(session, disk)]
     if rows:
@@ -145,6 +170,7 @@ def of_flow(session: Session, flow_id: str) -> list[str]:
 
 def name_vms(session: Session, names: Mapping[str, str]) -> None:
     """Follow inventory's names."""
+    _alone(session)
     query = sa.select(vm_names.c.id, vm_names.c.name).where(vm_names.c.id.in_(list(names)))
     known = dict(session.execute(query).tuples().all())
     for vm_id, name in names.items():
