@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import pathlib
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -12,6 +13,13 @@ from tests.fakes.broker import Broker
 from tests.fakes.process import Process
 
 Start = Callable[..., Process]
+
+
+@pytest.fixture
+def unmeasured(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Processes of this test run without coverage: it has thousands of messages, and others walk the same lines."""
+    for name in [name for name in os.environ if name.startswith("COVERAGE_")]:
+        monkeypatch.delenv(name)
 
 
 @pytest.fixture

@@ -9,6 +9,7 @@ import time
 from collections import Counter
 
 import kombu
+import pytest
 
 from contracts import errors
 from deploy.stack.wait import free_port
@@ -132,19 +133,20 @@ def test_a_call_with_a_wrong_password_says_so(rabbit: Broker) -> None:
     assert all("refuses this user and password" in line for line in _ask_at(rabbit.uri_of("drystone", "wrong")))
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_burst_of_news_survives_two_deaths_of_the_broker(
     bus: Bus, leaf: Process, relay: Process, rabbit: Broker
 ) -> None:
-    bus.call(promises.burst, {"text": "burst", "count": 5000})
-    for threshold in (500, 2000):
+    bus.call(promises.burst, {"text": "burst", "count": 10_000})
+    for threshold in (1000, 4000):
         tally_when(bus, lambda found, least=threshold: found["rows"] >= least, 120)  # type: ignore[misc]
         rabbit.kill()
         rabbit.start()
         bus.wait_for(promises.tally)
-    found = tally_when(bus, lambda found: found["rows"] >= 5000, 200)
+    found = tally_when(bus, lambda found: found["rows"] >= 10_000, 200)
     time.sleep(1)
     found = bus.call(promises.tally, {})
-    assert (found["rows"], found["distinct"]) == (5000, 5000)
+    assert (found["rows"], found["distinct"]) == (10_000, 10_000)
 
 
 def test_news_told_while_the_broker_is_away_arrive_later(
@@ -159,14 +161,15 @@ def test_news_told_while_the_broker_is_away_arrive_later(
     assert tally_when(bus, lambda found: found["rows"] == 3000)["distinct"] == 3000
 
 
+@pytest.mark.usefixtures("unmeasured")
 def test_a_teller_killed_between_commit_and_publishing_tells_after_its_restart(
     bus: Bus, leaf: Process, relay: Process
 ) -> None:
-    bus.call(promises.burst, {"text": "x", "count": 1500})
+    bus.call(promises.burst, {"text": "x", "count": 3000})
     relay.kill()
     relay.start()
     # killed before the broker had its acknowledgement, the request itself may come once more and tell all of it anew
-    tally_when(bus, lambda found: found["distinct"] == 1500)
+    tally_when(bus, lambda found: found["distinct"] == 3000)
 
 
 def _ignore_problems(bus: Bus, request: dict[str, object]) -> None:
