@@ -188,9 +188,10 @@ def unlock(session: Session, flow_id: str, disk_id: str | None = None) -> None:
     store_overview.refresh(session, touched)
 
 
-def refuse_busy(session: Session, vm_id: str) -> None:
-    """Raises DiskBusy while any job works on the VM."""
-    held = session.execute(sa.select(disk_locks).where(disk_locks.c.vm_id == vm_id).order_by(disk_locks.c.disk_id))
+def refuse_busy(session: Session, id_: str) -> None:
+    """Raises DiskBusy while any job works on the VM, or on the disk, that has this id."""
+    of_it = sa.or_(disk_locks.c.vm_id == id_, disk_locks.c.disk_id == id_)
+    held = session.execute(sa.select(disk_locks).where(of_it).order_by(disk_locks.c.disk_id))
     row = held.first()
     if row is not None:
         raise errors.DiskBusy(disk_id=row.disk_id, flow_id=row.flow_id)

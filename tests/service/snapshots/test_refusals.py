@@ -53,8 +53,9 @@ def test_one_job_per_disk(site: Site, host: FakeAgent) -> None:
         with pytest.raises(errors.DiskBusy) as caught:
             ask()
         assert caught.value.fields["flow_id"] == removal["id"]
-    with pytest.raises(errors.DiskBusy):
-        site.call(snapshots.check_idle, id=vm)
+    for id_ in (vm, site.disk_ids(vm)[0]):
+        with pytest.raises(errors.DiskBusy):
+            site.call(snapshots.check_idle, id=id_)
     host.world.job_rate = 64 * MIB
     site.end_of(removal)
     assert site.call(snapshots.check_idle, id=vm) == {}
