@@ -55,14 +55,20 @@ class Copies:
                 self._parts.storage.stop_copy(disk["domain"], disk["disk_id"])
                 with contextlib.suppress(Overdue):  # then the deletion finds it under way and is refused
                     running.exception(END_SECONDS)
-            self._forget(key, running)
+            if running.done():  # else the next deletion has to find it, to stop it
+                self._forget(key, running)
 
     def _of(self, key: Key, request: Request) -> Future[dict[str, Any]]:
         """The copy that is under way, or a new one (which finds a finished one on the storage)."""
         with self._lock:
             running = self._running.get(key)
-            if running is None:
-                self._refuse_plugged(request["source"])
+        # one that ended well long ago proves nothing now: the storage is looked at again
+        if running is not None and not _ended_well(running):
+            return running
+        self._refuse_plugged(request["source"])  # without the lock: it looks at every QEMU
+        with self._lock:
+            running = self._running.get(key)
+            if running is None or _ended_well(running):
                 running = self._running[key] = self._threads.submit(self._copy, request)
             return running
 
@@ -96,3 +102,7 @@ class Copies:
         copied = self._parts.storage.look_copy(disk["domain"], disk["disk_id"], request["volume_id"])["copied"]
         volumes = self._parts.storage.volumes(source["domain"], source["disk_id"])["volumes"]
         return {"copied": copied, "total": max(copied, sum(one["actual_size"] for one in volumes))}
+
+
+def _ended_well(running: Future[dict[str, Any]]) -> bool:
+    return running.done() and not running.cancelled() and running.exception() is None

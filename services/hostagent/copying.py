@@ -13,6 +13,7 @@ import json
 import os
 import signal
 import subprocess
+from dataclasses import replace
 from typing import Any
 
 from chassis import crash
@@ -76,7 +77,7 @@ def _hold_source(held: contextlib.ExitStack, origin: layout.Place, image: str) -
     before = _chain(origin, image)
     for one in before:
         held.enter_context(files.read_lock(origin.file(image, one.id), one.id))
-    if _chain(origin, image) != before:
+    if [replace(v, actual_size=0) for v in _chain(origin, image)] != [replace(v, actual_size=0) for v in before]:
         raise errors.ChainDiffers(disk_id=image, reason="it changed while its copy was to begin")
     return before[0]
 

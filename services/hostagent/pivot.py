@@ -162,7 +162,12 @@ class Pivot:
         if qemu.job is None:
             self._back_on_top(pause, times, "the job ended without a pivot", failed=True)
         elif pause["tries"] >= self._parts.place.pivot_tries or times.stuck():
-            commit.abort(self._parts, vm_id, pause["disk"], (pause["base_id"], pause["top_id"], None))
+            ends = (pause["base_id"], pause["top_id"], None)
+            commit.abort(self._parts, vm_id, pause["disk"], ends)
+            after = self._parts.eyes.qemu(vm_id, pause["disk"])
+            if after.leaf != pause["top_id"] or after.works_on(ends):
+                # the pivot may have been faster than its cancel: the guest stays where it is until QEMU says which
+                raise _NotYet("whether the pivot or its cancel was faster is not known yet")
             self._back_on_top(pause, times, pause["reason"] or f"its job was {qemu.job.status}", failed=False)
         elif qemu.job.status != "ready":
             times.wait()  # it is just being completed or cancelled, or somebody paused it

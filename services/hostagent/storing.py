@@ -82,6 +82,7 @@ class Storing:
                 self._refuse_plugged(other, disk)
             self._record.put_back(disk)  # whoever took such a header for the truth is refused by the next look
             return False
+        self._parts.virt.refuse_hung(vm_id)  # an old snapshotCreateXML could still switch to what is marked now
         qemu, _ = self._parts.sure(request)
         if qemu.job is not None:
             raise errors.ForeignJob(disk_id=disk["disk_id"], job=qemu.job.id)

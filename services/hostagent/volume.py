@@ -248,6 +248,8 @@ def record_chain(domain: Ref, image: str, ids: list[str], unused: list[str], *, 
     with files.guard("record_chain", place.image(image), place.id, needs), files.marks_lock(place, image):
         volumes = {v.id: v for v in read_image(place, image)}
         wanted = chain.following(image, volumes, ids, unused, live=live)
+        for volume_id in (id_ for id_ in ids if live and not wanted[id_].elsewhere):
+            files.sync(place.file(image, volume_id))  # what headers show has to outlive a power cut before marks say so
         for volume_id in chain.marked_in_order(volumes, unused):
             change(place, image, volume_id, legality="illegal")
             crash.point("volume.chain.after_mark")

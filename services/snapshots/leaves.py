@@ -43,9 +43,14 @@ class Left(enum.Enum):
 
 def left(leaf: Leaf, facts: DiskFacts) -> Left:
     """An empty overlay over the old leaf is right whether or not QEMU switched; so it goes only when a living QEMU
-    is seen to run without it. Call it with facts that are not `unknown`."""
-    if leaf.volume_id not in facts.storage.volumes:
+    is seen to run without it, or when its deletion has begun: its data is gone (it names no volume below), or it is
+    marked. Call it with facts that are not `unknown`."""
+    there = facts.storage.volumes.get(leaf.volume_id)
+    if there is None:
         return Left.NOTHING
+    begun = there.legality == "illegal" or there.backing_id is None
+    if begun and leaf.volume_id not in facts.qemu.chain:
+        return Left.UNUSED
     if facts.qemu.alive and leaf.volume_id not in facts.qemu.chain and leaf.parent_id in facts.qemu.chain:
         return Left.UNUSED
     return Left.LEAF

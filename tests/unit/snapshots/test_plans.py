@@ -184,6 +184,7 @@ SWITCHED = {
     "libvirt is late": (look(libvirt=["v2", "v1"]), chain.Do.UNKNOWN, Left.LEAF),
     "the storage names another leaf": (look(leaf="v2", illegal=("v3",)), chain.Do.ASK, Left.LEAF),
     "QEMU runs something else": (look(qemu=["x"]), chain.Do.ASK, Left.LEAF),
+    "its deletion began, VM down": (look(gone=True, leaf="v2", illegal=("v3",)), chain.Do.ASK, Left.UNUSED),
 }
 
 
