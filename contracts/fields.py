@@ -49,10 +49,10 @@ def name(**options: Any) -> fields.String:
     )
 
 
-def text(limit: int = 4096, **options: Any) -> fields.String:
+def text(limit: int = 4096, least: int | None = None, **options: Any) -> fields.String:
     """Any text but NUL, which PostgreSQL does not store and C ends at."""
     no_nul = validate.Regexp(r"[^\x00]*\Z", error="A NUL character is not allowed.")
-    return fields.String(validate=[validate.Length(max=limit), no_nul], **_need(options))
+    return fields.String(validate=[validate.Length(least, limit), no_nul], **_need(options))
 
 
 def path(**options: Any) -> fields.String:

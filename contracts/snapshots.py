@@ -231,7 +231,7 @@ class SnapshotFilter(f.Request):
     vm_id = f.uid(load_default=None, allow_none=True)
     domain_id = f.uid(load_default=None, allow_none=True)
     taken_before = f.time(load_default=None, allow_none=True)
-    text = f.text(1024, load_default=None, allow_none=True)
+    text = f.text(1024, 1, load_default=None, allow_none=True)
 
 
 class RemoveSnapshots(f.Request):

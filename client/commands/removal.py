@@ -93,9 +93,14 @@ def filtered(*, older_than: str | None, **conditions: str | None) -> dict[str, A
     return {"filter": made}
 
 
-def count(client: Client, body: dict[str, Any]) -> int:
-    """How many snapshots a filter matches now."""
-    return client.remove_snapshots({**body, "dry_run": True})["snapshot_count"]
+def found(client: Client, body: dict[str, Any]) -> tuple[dict[str, Any], int]:
+    """The body of a request that names what a filter matches now, and how many snapshots these are: what a person is
+    asked about is what goes, whatever matches later."""
+    plan = client.remove_snapshots({**body, "dry_run": True})
+    pairs = [{"snapshot_id": item["snapshot_id"], "disk_id": item["disk_id"]} for item in plan["items"]]
+    if "domain_id" in body["filter"]:
+        return {"disk_snapshots": pairs}, plan["snapshot_count"]
+    return {"snapshots": list(dict.fromkeys(pair["snapshot_id"] for pair in pairs))}, plan["snapshot_count"]
 
 
 # -- how it looks -----------------------------------------------------------------------------------------

@@ -116,19 +116,24 @@ def remove_snapshots(
 ) -> Answer:
     """Remove many snapshots: those that are named, or all that a filter matches. Neighbours go in one job."""
     client = session.client
-    of = names.find_id(client, names.VM, vm) if vm else None
+    # an empty word is somebody's unset variable: it is looked for and not found, it does not widen the filter
+    of = names.find_id(client, names.VM, vm) if vm is not None else None
+    count = expect
     if which:
-        if domain or older_than or text:
+        if any(one is not None for one in (domain, older_than, text)):
             raise errors.BadSettings("Snapshots are named, and a filter is given.", "Give the one or the other.")
-        body = removal.chosen(client, which, of, disk)
+        body, count = removal.chosen(client, which, of, disk), len(which)
     else:
-        on = names.find_id(client, names.DOMAIN, domain) if domain else None
+        if disk is not None:
+            raise errors.BadSettings("--disk goes with named snapshots only.", "Name them, or filter by --domain.")
+        on = names.find_id(client, names.DOMAIN, domain) if domain is not None else None
         body = removal.filtered(vm_id=of, domain_id=on, older_than=older_than, text=text)
-        expect = expect if expect is not None or yes or dry_run else removal.count(client, body)
-        body["expected_count"] = expect
+        if expect is None and not (yes or dry_run):
+            body, count = removal.found(client, body)
+        else:
+            body["expected_count"] = expect
     if dry_run:
         return removal.shown(client, client.remove_snapshots({**body, "dry_run": True}))
-    count = len(which) if which else expect
     session.confirm(f"The states that {count} snapshot(s) keep cannot be returned to any more.", yes)
     begun = client.remove_snapshots({**body, "bandwidth": bandwidth}, key)
     return removal.followed(session, begun) if wait else removal.shown(client, begun)

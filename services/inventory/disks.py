@@ -312,6 +312,8 @@ def deleting(scene: Scene, session: Session, row: tables.Disk) -> Errand:
     host_id = hosts.pick(scene, session, domain.data_center_id, domain.host_id)
     # one that was never finished is no whole disk, whatever becomes of its deletion
     unfinished = row.state == "failed" or (row.state == "creating" and row.origin != "new")
+    if row.state == "deleting":  # asked for again: what it was is not known any more, unless it was whole for sure
+        unfinished = row.template_id is not None or row.copied != row.to_copy
     before = "failed" if unfinished else "ok"
     store.change(session, row, state="deleting", asked_until=scene.until(hostagent.delete_disk))
     return _errand(session, row, domain, host_id, before)

@@ -58,7 +58,7 @@ def named(desk: Desk, request: Mapping[str, Any]) -> list[Wanted]:
         elif request["disk_snapshots"] is not None:
             found = _of_pairs(session, [(one["snapshot_id"], one["disk_id"]) for one in request["disk_snapshots"]])
         else:
-            found = _of_filter(session, request)
+            found = _of_filter(desk, session, request)
     return _bounded(desk, found, "it names no snapshot with a disk")
 
 
@@ -71,7 +71,7 @@ def _of_pairs(session: Session, pairs: Sequence[tuple[str, str]]) -> list[Wanted
     return [known[pair] for pair in dict.fromkeys(pairs)]
 
 
-def _of_filter(session: Session, request: Mapping[str, Any]) -> list[Wanted]:
+def _of_filter(desk: Desk, session: Session, request: Mapping[str, Any]) -> list[Wanted]:
     condition, expected = request["filter"], request["expected_count"]
     if all(condition[name] is None for name in CONDITIONS):
         raise _bad("filter", f"Name at least one of {', '.join(CONDITIONS)}.")
@@ -80,6 +80,7 @@ def _of_filter(session: Session, request: Mapping[str, Any]) -> list[Wanted]:
     found = store_removals.matching(session, condition)
     if expected not in (None, len(found)):
         raise errors.CountDiffers(found=len(found), expected=expected)
+    _limited(desk, len(found))  # each has a disk at least
     return store_removals.wanted(session, found, condition["domain_id"])
 
 
@@ -88,14 +89,16 @@ def _bad(field: str, sentence: str) -> errors.BadRequest:
 
 
 def _bounded(desk: Desk, found: list[Wanted], why_none: str) -> list[Wanted]:
-    limit = desk.settings.disks_per_removal
     if not found:
         raise errors.NothingToRemove(reason=why_none)
-    if len(found) > limit:
-        raise errors.LimitExceeded(
-            what="the number of disks of snapshots in one removal", value=len(found), limit=limit
-        )
+    _limited(desk, len(found))
     return found
+
+
+def _limited(desk: Desk, value: int) -> None:
+    limit = desk.settings.disks_per_removal
+    if value > limit:
+        raise errors.LimitExceeded(what="the number of disks of snapshots in one removal", value=value, limit=limit)
 
 
 def left_over(desk: Desk, removal_id: str) -> list[Wanted]:

@@ -120,8 +120,8 @@ def _start(
     store_removals.add_items(session, removal_id, made.wanted, of, made.refused)
     for merge in made.merges:
         _add_merge(desk, session, merge, removal_id, request["bandwidth"])
-    for snapshot_id in dict.fromkeys(one.snapshot_id for one in of):
-        store.change_snapshot(session, snapshot_id, state="removing", job_id=removal_id)
+    for snapshot_id in sorted({one.snapshot_id for one in of}):
+        store.claim_snapshot(session, snapshot_id, removal_id)
     jobs.tell(session, store_jobs.job(session, removal_id))
     let_in(desk, session)
     sentence = f"removal {removal_id}: begins with {len(of)} disks of snapshots in {len(made.merges)} merges"
@@ -210,8 +210,9 @@ def settle(desk: Desk, session: Session, removal_id: str) -> None:
 
 def _changes(parts: list[JobRow], refusal: Body | None) -> dict[str, Any]:
     """Running while anything moves; stuck when only a person can go on; done when all of it is gone."""
-    states = {part.state for part in parts}
     first = next((part for part in parts if part.state == "stuck"), None)
+    held = {part.disk_id for part in parts if part.state == "stuck"}  # the next merges of these chains wait for it
+    states = {part.state for part in parts if part.step != "waiting" or part.disk_id not in held}
     if states & set(store_jobs.BUSY):
         return {"state": "running", "reason": None, "action": None}
     if first is not None:

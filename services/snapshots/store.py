@@ -230,6 +230,17 @@ def change_snapshot(session: Session, snapshot_id: str, **changes: Any) -> None:
         outbox.tell(session, promises.snapshot_changed, snapshot(session, snapshot_id))
 
 
+def claim_snapshot(session: Session, snapshot_id: str, removal_id: str) -> None:
+    """It goes with this removal and no other. Raises DiskBusy: another was faster (PostgreSQL has several writers)."""
+    free = sa.and_(snapshots.c.id == snapshot_id, snapshots.c.state == "ok")
+    query = sa.update(snapshots).where(free).values(state="removing", job_id=removal_id)
+    taken: Any = session.execute(query)
+    if not taken.rowcount:
+        disk_id = min(disks_of(session, snapshot_id), default="")
+        raise errors.DiskBusy(disk_id=disk_id, flow_id="another removal of its snapshot")
+    change_snapshot(session, snapshot_id)
+
+
 def delete_snapshot(session: Session, snapshot_id: str) -> None:
     """Forget a snapshot and tell it; nothing happens to one that is gone."""
     vm_id = session.execute(sa.select(snapshots.c.vm_id).where(snapshots.c.id == snapshot_id)).scalar()

@@ -314,6 +314,7 @@ def keep_leftovers(
     session: Session, domain_id: str, found: Sequence[Mapping[str, Any]], moment: datetime.datetime
 ) -> None:
     """In place of what the scan before found."""
+    _alone(session)
     session.execute(sa.delete(leftovers).where(leftovers.c.domain_id == domain_id))
     session.execute(sa.delete(scans).where(scans.c.domain_id == domain_id))
     session.execute(scans.insert().values(domain_id=domain_id, scanned_at=moment))

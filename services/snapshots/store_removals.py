@@ -45,7 +45,8 @@ def wanted(session: Session, snapshot_ids: Iterable[str], on_domain: str | None 
     if on_domain is not None:
         query = query.where(disks.c.domain_id == on_domain)
     found = [Wanted(*row) for row in session.execute(query.order_by(disks.c.alias, disks.c.id))]
-    return sorted(found, key=lambda one: ids.index(one.snapshot_id))
+    place = {id_: number for number, id_ in enumerate(ids)}
+    return sorted(found, key=lambda one: place[one.snapshot_id])
 
 
 def matching(session: Session, condition: Mapping[str, Any]) -> list[str]:

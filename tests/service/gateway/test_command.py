@@ -98,8 +98,14 @@ def test_one_disk_of_snapshots_is_named_by_its_alias(door: Door, world: World, v
 
 
 def test_a_removal_that_names_nothing_or_two_ways_ends_with_2(door: Door) -> None:
-    for words in ((), ("--older-than", "soon"), (str(uuid.uuid4()), "--text", "x")):
+    odd = ((), ("--older-than", "soon"), (str(uuid.uuid4()), "--text", "x"), ("--text", "x", "--disk", "data"))
+    for words in odd:
         assert door.command("snapshot", "remove", *words, "--dry-run").code == 2
+
+
+def test_an_empty_word_does_not_widen_what_is_removed(door: Door) -> None:
+    for words, code in ((("--vm", ""), 3), (("--domain", "", "--text", "x"), 3), (("--text", ""), 4)):
+        assert door.command("snapshot", "remove", *words, "--dry-run").code == code, words
 
 
 def test_a_template_is_made_and_vms_from_it(door: Door, world: World, vm: Row) -> None:

@@ -317,3 +317,17 @@ def test_a_hundred_snapshots_of_twenty_vms_are_one_request(site: Site, host: Fak
     assert site.end_of(removal, timeout=200)["state"] == "done"
     assert len(_commits(host)) == 20
     assert all(site.agrees(host, vm) and _left(site, vm) == [] for vm in vms)
+
+
+@pytest.mark.usefixtures("running")
+def test_a_removal_whose_next_merge_waits_for_a_stuck_one_is_stuck(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    first, _, third = (site.taken(vm) for _ in range(3))
+    host.fail("discard_volume", errors.VolumeInUse(volume_id=new(), by="a backup"), times=8)
+    removal = site.remove_many([first, third])
+    stuck = site.end_of(removal, "stuck")
+    assert "drystone job resume" in stuck["action"]
+    (merge,) = [one for one in site.merges(removal["id"]) if one["state"] == "stuck"]
+    site.call(snapshots.resume_job, id=merge["id"])
+    assert site.end_of(removal)["state"] == "done"
+    assert site.agrees(host, vm)
