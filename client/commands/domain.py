@@ -7,7 +7,9 @@ from typing import Annotated, Any
 
 import typer
 
-from client import names, units
+from client import errors, names, units
+from client.api import Client
+from client.commands import removal
 from client.commands.center import Id, InDataCenter, Which
 from client.session import Session, Yes, verb
 from client.show import Answer, Card, Column, Listing, Said, bytes_of, time_of
@@ -85,6 +87,7 @@ _SNAPSHOTS = (
     Column("WHY NOT", "reason"),
     Column("SNAPSHOT ID", "snapshot_id"),
 )
+_MOST = 1000  # disk snapshots in one removal
 _SORTS = "taken_at, size, returns, depth, layers, vm_name, alias, state"
 
 
@@ -102,11 +105,15 @@ def list_disk_snapshots(
     removable: Annotated[bool | None, typer.Option(help="Only those that may be removed, or that may not.")] = None,
     sort: Annotated[str, typer.Option(help=f"{_SORTS}; a minus before it turns it round.")] = "-size",
     limit: Annotated[int, typer.Option(min=1, max=100_000, help="Show at most so many.")] = 100,
+    remove: Annotated[bool, typer.Option("--remove", help="Remove all that match, whatever the limit.")] = False,
+    expect: Annotated[int | None, typer.Option(min=0, help="With --remove: how many should match.")] = None,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="With --remove: show the plan and begin nothing.")] = False,
+    yes: Yes = False,
 ) -> Answer:
     """List the disk snapshots on a storage domain, the largest first, and what their removal gives back at most."""
     client = session.client
     query = {
-        "vm_id": names.find_id(client, names.VM, vm) if vm else None,
+        "vm_id": names.find_id(client, names.VM, vm) if vm is not None else None,
         "text": text,
         "taken_before": _before(older_than),
         "min_size": _read(units.size, min_size, "--min-size"),
@@ -116,17 +123,39 @@ def list_disk_snapshots(
         "sort": sort,
     }
     domain_id = names.find_id(client, names.DOMAIN, which)
+    rows, page = _rows(client, domain_id, query, _MOST if remove else limit)
+    sums = f"{units.human(page['size'])}, at most {units.human(page['returns'])} come back"
+    session.tell(f"{len(rows)} of {page['total']} disk snapshots; all of them: {sums}. {_seen(page['scanned_at'])}")
+    if not remove:
+        return Listing(rows, _SNAPSHOTS, "No disk snapshot here is like that.")
+    _refuse_surprise(page["total"], expect, needed=yes and not dry_run)
+    body = {"disk_snapshots": [{name: row[name] for name in ("snapshot_id", "disk_id")} for row in rows]}
+    if dry_run:
+        return removal.shown(client, client.remove_snapshots({**body, "dry_run": True}))
+    session.confirm(f"The states that {len(rows)} disk snapshot(s) keep cannot be returned to any more.", yes)
+    return removal.followed(session, client.remove_snapshots(body))
+
+
+def _rows(client: Client, domain_id: str, query: dict[str, Any], limit: int) -> tuple[list[Any], Any]:
+    """The first rows, and the page that they end with (its sums are of the whole filter)."""
     rows: list[Any] = []
     after: str | None = None
-    while len(rows) < limit:
+    while True:
         page = client.disk_snapshots(domain_id, **query, after=after, limit=min(1000, limit - len(rows)))
         rows += page["items"]
         after = page["next"]
-        if after is None:
-            break
-    sums = f"{units.human(page['size'])}, at most {units.human(page['returns'])} come back"
-    session.tell(f"{len(rows)} of {page['total']} disk snapshots; all of them: {sums}. {_seen(page['scanned_at'])}")
-    return Listing(rows, _SNAPSHOTS, "No disk snapshot here is like that.")
+        if after is None or len(rows) >= limit:
+            return rows, page
+
+
+def _refuse_surprise(total: int, expect: int | None, *, needed: bool) -> None:
+    """Raises BadSettings: what is removed must be what somebody meant."""
+    if total > _MOST:
+        raise errors.BadSettings(f"{total} match, and one removal takes at most {_MOST}.", "Narrow the filter.")
+    if needed and expect is None:
+        raise errors.BadSettings("--yes with --remove needs --expect.", "See how many match with --dry-run.")
+    if expect not in (None, total):
+        raise errors.BadSettings(f"{total} match; {expect} were expected.", "Look at the list again, without --remove.")
 
 
 @verb(domains, "leftovers")

@@ -93,3 +93,23 @@ def test_a_wrong_age_or_size_is_wrong_use(door: Door, domain: Row, option: tuple
     ran = door.command("domain", "snapshots", domain["name"], *option)
     assert ran.code == 2
     assert option[1] in ran.err
+
+
+def test_what_a_filter_lists_is_removed_when_it_is_as_many_as_expected(door: Door, world: World, domain: Row) -> None:
+    words = ("domain", "snapshots", domain["name"], "--text", "night", "--remove")
+    bare = door.command(*words, "--yes")
+    assert (bare.code, "needs --expect" in bare.err) == (2, True), bare
+    wrong = door.command(*words, "--yes", "--expect", "7")
+    assert (wrong.code, "4 match; 7 were expected" in wrong.err) == (2, True), wrong
+    asked = door.command(*words)
+    assert (asked.code, "4 disk snapshot(s) keep cannot be returned to" in asked.err) == (2, True), asked
+    assert not [request for method, request in world.asked if method == "remove_snapshots"]
+    listed = [{"snapshot_id": one["snapshot_id"], "disk_id": one["disk_id"]} for one in world.shelf.disk_snapshots]
+    for one in world.shelf.disk_snapshots:
+        flags = {"restorable": True, "partly_removed": False, "quiesced": False, "live": True, "state": "ok"}
+        world.put("snapshot", id=one["snapshot_id"], vm_id=one["vm_id"], disks=[], job_id=None, **flags)
+    assert door.command(*words, "--dry-run").code == 0
+    assert door.command(*words, "--yes", "--expect", "4").code == 0
+    sent = [request for method, request in world.asked if method == "remove_snapshots"]
+    assert [request["dry_run"] for request in sent] == [True, False]
+    assert all(sorted(map(str, request["disk_snapshots"])) == sorted(map(str, listed)) for request in sent)
