@@ -70,6 +70,26 @@ def limit(seconds: float) -> Any:
     return eventlet.Timeout(seconds, TimeoutError(f"no answer within {seconds:g} s"))
 
 
+class Limit:
+    """As `limit`, around libraries that take a TimeoutError for a lost connection, swallow it and try again: what ends
+    the inside is no Exception, and becomes a TimeoutError only outside. It runs from its making on."""
+
+    def __init__(self, seconds: float) -> None:
+        self._seconds = seconds
+        self._timer = eventlet.Timeout(seconds)
+
+    def cancel(self) -> None:
+        self._timer.cancel()
+
+    def __enter__(self) -> Limit:
+        return self
+
+    def __exit__(self, _kind: Any, raised: Any, _trace: Any) -> None:
+        self._timer.cancel()
+        if raised is self._timer:
+            raise TimeoutError(f"no answer within {self._seconds:g} s") from None
+
+
 def sleep(seconds: float = 0.0) -> None:
     eventlet.sleep(seconds)
 

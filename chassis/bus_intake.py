@@ -70,7 +70,7 @@ class Intake(messaging.QueueConsumer):
                 green.sleep(BACKOFF[min(losses, len(BACKOFF) - 1)])
 
     def consume(self, limit: Any = None, timeout: Any = None, safety_interval: Any = 1, **_: Any) -> Iterator[None]:
-        self._setup = green.limit(SETUP_SECONDS)
+        self._setup = green.Limit(SETUP_SECONDS)  # kombu tries again, and for ever, after an OSError
         with self._setup, self.consumer_context() as (connection, _channel, _consumers):
             while not self.should_stop:
                 self.on_iteration()

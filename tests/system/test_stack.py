@@ -42,7 +42,10 @@ def test_everything_is_ready_again_after_the_broker_was_killed(stack: Stack) -> 
     stack.kill("rabbitmq")
     stack.start_part("rabbitmq")
     for process in [*stack.services.values(), *stack.agents.values()]:
-        wait.until(f"{process.name} to be ready", process.ready, 60)
+        try:
+            wait.until(f"{process.name} to be ready", process.ready, 60)
+        except wait.NotInTime as late:
+            raise AssertionError(f"{late}; it says {process.health()}") from late
 
 
 def test_a_host_that_lost_its_power_comes_back_with_its_agent(stack: Stack) -> None:

@@ -97,3 +97,27 @@ def test_answers_that_make_no_sense_are_internal_errors() -> None:
         "internal_error leaf-not_found",
         "disk_busy ",
     ]
+
+
+LIMITED = """
+import contextlib
+from chassis import bus_green as green
+tries = []
+try:
+    with green.Limit(0.1):
+        while len(tries) < 3:
+            with contextlib.suppress(OSError):  # as kombu does with lost connections; a TimeoutError is one
+                tries.append(1)
+                green.sleep(5)
+except TimeoutError as fault:
+    print(len(tries), fault)
+with green.Limit(0.1) as cancelled:
+    cancelled.cancel()
+    green.sleep(0.3)
+print("goes on")
+"""
+
+
+def test_a_limit_is_not_swallowed_by_what_tries_again() -> None:
+    ran = subprocess.run([sys.executable, "-c", LIMITED], cwd=ROOT, capture_output=True, text=True, check=True)
+    assert ran.stdout.splitlines() == ["1 no answer within 0.1 s", "goes on"]
