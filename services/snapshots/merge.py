@@ -189,6 +189,9 @@ class Merge:
         """The job follows; at the end the disk is free, the next merge comes in, and so does the removal's end."""
         more: dict[str, Any] = {}
         merge = store_jobs.merge(session, row.id)
+        if new in (DONE, UNDONE, STUCK):
+            # two merges of one snapshot may end at the same moment: the second has to see the end of the first
+            store_jobs.shut_gate(session)
         if new == DONE:
             end = max(store_jobs.job(session, row.id).end, merge.bytes_merged)
             more = {"result": _result(merge), "cur": end, "end": end, "rate": 0}

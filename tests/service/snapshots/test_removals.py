@@ -55,6 +55,22 @@ def test_six_of_eight_snapshots_go_in_one_request(
     assert site.agrees(host, vm)
 
 
+def test_all_merges_of_a_snapshot_may_end_at_the_same_moment(
+    site: Site, host: FakeAgent, url: str, tmp_path: pathlib.Path
+) -> None:
+    site.service(url, tmp_path, merges_per_host=8, merges_per_domain=8)
+    vm = site.vm(host, disks=8)
+    taken = [site.taken(vm), site.taken(vm)]
+    for one in taken:
+        host.world.job_rate = 0
+        removal = site.remove(one)
+        site.until(lambda: len(host.world.vms[vm].jobs) == 8, "eight copies")
+        host.world.job_rate = 64 * MIB
+        assert site.end_of(removal)["state"] == "done"
+    assert _left(site, vm) == []
+    assert site.agrees(host, vm)
+
+
 @pytest.mark.usefixtures("running")
 def test_a_dry_run_shows_the_plan_and_changes_nothing(site: Site, host: FakeAgent) -> None:
     vm = site.vm(host)
