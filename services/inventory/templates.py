@@ -155,7 +155,7 @@ def _finish_deletion(scene: Scene, id_: str, errands: list[disks.Errand]) -> Non
             if not isinstance(problem, peers.UNKNOWN):
                 refused, left = problem, errands[place:]
                 whole = place == 0 and all(one.before == "ok" for one in left)
-                scene.write(lambda session: _stop_deletion(scene, session, id_, left, whole, refused))  # noqa: B023
+                scene.write(lambda session: _stop_deletion(scene, session, id_, left, whole, refused))  # noqa: B023 - it runs at once
             raise
 
     def forget(session: Session) -> None:
