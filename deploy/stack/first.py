@@ -3,7 +3,7 @@
 Runs as process 1 of new pid, mount and UTS namespaces, so that its end is the end of everything in there: the
 kernel kills the rest with SIGKILL. Only the standard library: it is started by the system's own Python with -I -S.
 
-    first.py '{"binds": [["/tmp/x/etc", "/etc/libvirt"]], "hostname": "h1", "keep": false}'
+    first.py '{"binds": [["/tmp/x/etc", "/etc/libvirt"]], "memory": ["/run/libvirt"], "hostname": "h1", "keep": false}'
 """
 
 import ctypes
@@ -36,6 +36,8 @@ def main(order: dict) -> None:
     mount("proc", "/proc", "proc", 0)
     for source, target in order["binds"]:
         mount(source, target, "none", MS_BIND)
+    for target in order["memory"]:
+        mount("tmpfs", target, "tmpfs", 0)
     if order["hostname"]:
         socket.sethostname(order["hostname"])
     wake_read, wake_write = os.pipe()

@@ -19,12 +19,11 @@ from deploy.stack.room import Command, Room, RoomGone, Running
 CONTROL = Path(__file__).with_name("libvirtd-control")
 PRIVATE = {
     "etc": "/etc/libvirt",
-    "run": "/run/libvirt",
     "lib": "/var/lib/libvirt",
     "qemu-log": "/var/log/libvirt",
     "cache": "/var/cache/libvirt",
-    "sanlock": "/run/sanlock",
 }
+MEMORY = ("/run/libvirt", "/run/sanlock")  # in memory as on a real host: libvirt syncs a status file at every change
 QEMU_CONF = """\
 # root, or disks in a private folder are refused
 user = "root"
@@ -52,13 +51,14 @@ class Host:
 
     def __post_init__(self) -> None:
         binds = {self.folder / part: place for part, place in PRIVATE.items()}
-        self.room = Room(self.name, self.folder, binds, hostname=self.name, keep=self.keep)
+        self.room = Room(self.name, self.folder, binds, MEMORY, hostname=self.name, keep=self.keep)
 
     def start(self, seconds: float = 60.0) -> None:
         """Power on: the room and libvirtd. A host that was ended before starts with empty /run and its old /var."""
-        for part, place in PRIVATE.items():
+        for part in PRIVATE:
             (self.folder / part).mkdir(parents=True, exist_ok=True)
-            Path(place).mkdir(parents=True, exist_ok=True)  # what is bound over must exist on the machine
+        for place in (*PRIVATE.values(), *MEMORY):
+            Path(place).mkdir(parents=True, exist_ok=True)  # what is mounted over must exist on the machine
         self._configure()
         self.room.start()
         self.start_libvirtd(seconds)
@@ -66,8 +66,6 @@ class Host:
     def end(self) -> None:
         """Power cut: everything on the host is killed at once; folders stay."""
         self.room.end()
-        for part in ("run", "sanlock"):  # what lives in memory on a real host
-            _empty(self.folder / part)
 
     def start_libvirtd(self, seconds: float = 60.0) -> None:
         """Start libvirtd unless it runs, and wait until it answers. One that ends while it starts is started again,
@@ -98,11 +96,11 @@ class Host:
 
     def libvirtd_pid(self) -> int:
         """The real pid of libvirtd; RoomGone when it does not run."""
-        return self._pid_in(self.folder / "run/libvirtd.pid")
+        return self._pid_in(self.room.inside("/run/libvirt/libvirtd.pid"))
 
     def qemu_pid(self, vm: str) -> int:
         """The real pid of the QEMU of a domain, found by libvirt's pid file; RoomGone when there is none."""
-        return self._pid_in(self.folder / f"run/qemu/{vm}.pid")
+        return self._pid_in(self.room.inside(f"/run/libvirt/qemu/{vm}.pid"))
 
     def run(self, *argv: str | Path, seconds: float = 60.0, check: bool = True) -> str:
         """Run a command on the host; returns what it printed, CalledProcessError carries its stderr as a note."""
@@ -134,8 +132,3 @@ class Host:
             f'log_outputs = "2:file:{PRIVATE["qemu-log"]}/libvirtd.log"\n'
         )
         (etc / "libvirt.conf").write_text("")
-
-
-def _empty(folder: Path) -> None:
-    for entry in sorted(folder.rglob("*"), reverse=True):
-        entry.rmdir() if entry.is_dir() and not entry.is_symlink() else entry.unlink(missing_ok=True)

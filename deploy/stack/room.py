@@ -64,6 +64,7 @@ class Room:
     name: str
     folder: Path
     binds: Mapping[Path, str] = field(default_factory=dict)
+    memory: tuple[str, ...] = ()  # folders that are empty at every start and gone with the room
     hostname: str = ""
     keep: bool = False
     pid: int = 0
@@ -74,6 +75,7 @@ class Room:
         """Open the room; its folders must exist."""
         order = {
             "binds": [[str(source), target] for source, target in self.binds.items()],
+            "memory": self.memory,
             "hostname": self.hostname,
             "keep": self.keep,
         }
@@ -136,6 +138,10 @@ class Room:
     def outside(self, inner: int) -> int | None:
         """The real pid of the process that the room itself calls `inner`; None when it is not there."""
         return proc.outside(self.pid, inner)
+
+    def inside(self, path: str) -> Path:
+        """Where what the room calls `path` is seen from outside, as long as the room runs."""
+        return Path(f"/proc/{self.pid}/root{path}")
 
     def members(self) -> list[int]:
         """Real pids of all that runs inside, the first process left out."""

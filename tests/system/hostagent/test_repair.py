@@ -39,7 +39,7 @@ def kill_libvirtd(agent: Agent) -> None:
 
 
 def status_file(agent: Agent, vm: Vm) -> Path:
-    return agent.host.folder / f"run/qemu/vm-{vm.id}.xml"
+    return agent.host.room.inside(f"/run/libvirt/qemu/vm-{vm.id}.xml")
 
 
 def at_ready(vm: Vm) -> dict[str, Any]:
