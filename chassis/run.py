@@ -31,6 +31,8 @@ def serve(
         sys.exit(str(faults))
     logs.setup(service_cls.name, level=chosen.log_level, json=chosen.log_json)
     frame = frame_of(service_cls, chosen)
+    # who asks during a long migration must not hear that all of no checks are well; the bus puts its own word there
+    frame.health.check("bus", lambda: "not connected yet, the process is starting")
     if chosen.health_port:
         _serve_health(frame)
     if package is not None:

@@ -136,6 +136,20 @@ def test_a_database_that_is_merely_away_is_waited_for(run: Any, postgres: Postgr
     leaf.wait_for_log("started")
 
 
+def test_a_process_that_still_opens_its_database_is_not_ready(run: Any, postgres: Postgres) -> None:
+    url = postgres.fresh()
+    postgres.kill()
+    port = free_port()
+    leaf = run("leaf", database_url=url, health_port=port)
+    leaf.wait_for_log("the database is away; waiting for it")
+    status, said = get(port, "/readyz")
+    assert (status, json.loads(said)["checks"]) == (503, {"bus": "not connected yet, the process is starting"})
+    assert get(port, "/healthz")[0] == 200
+    postgres.start()
+    leaf.wait_for_log("started")
+    wait_until(lambda: get(port, "/readyz")[0] == 200)
+
+
 def test_a_database_that_a_newer_version_has_changed_is_left_alone(run: Any, postgres: Postgres) -> None:
     url = postgres.fresh()
     leaf = run("leaf", database_url=url)
