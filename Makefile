@@ -7,7 +7,7 @@ test: ; @deploy/setup dev && deploy/test $(ARGS)
 check: ; @deploy/setup dev && deploy/check $(ARGS)
 bench: ; @deploy/setup dev && .venv/bin/python -m bench $(ARGS)
 lab: ; @deploy/setup dev && .venv/bin/python -m pytest -m lab $(ARGS)
-chaos: ; @deploy/setup dev && .venv/bin/python -m pytest -m chaos $(ARGS)
+chaos: ; @deploy/setup dev && deploy/chaos $(ARGS)
 up: ; @deploy/setup run && .venv/bin/python -m deploy.stack up $(HOSTS)
 down: ; @.venv/bin/python -m deploy.stack down
 status: ; @.venv/bin/python -m deploy.stack status

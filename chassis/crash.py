@@ -1,7 +1,9 @@
 """Named crash points: tests kill a process with SIGKILL at exactly one of them.
 
 Set `DRYSTONE_CRASH` to a point's name, or `DRYSTONE_CRASH_FILE` to a file whose first line names it. The file is
-renamed before the kill, so that it fires once and the restarted process lives.
+renamed before the kill, so that it fires once and the restarted process lives. With the word `hold` behind the name
+the process stops there (SIGSTOP) instead, so that something else can die at exactly this moment; its pid is then in
+the second line.
 """
 
 from __future__ import annotations
@@ -15,8 +17,11 @@ def point(name: str) -> None:
     if os.environ.get("DRYSTONE_CRASH") == name:
         _die()
     path = os.environ.get("DRYSTONE_CRASH_FILE")
-    if path and _named_in(path) == name and _consume(path):
-        _die()
+    if not path:
+        return
+    named, _, how = _named_in(path).partition(" ")
+    if named == name and _consume(path):
+        _hold(path) if how == "hold" else _die()
 
 
 def _named_in(path: str) -> str:
@@ -37,3 +42,9 @@ def _consume(path: str) -> bool:
 
 def _die() -> None:
     os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _hold(path: str) -> None:
+    with open(path + ".fired", "a", encoding="utf-8") as file:
+        file.write(f"{os.getpid()}\n")
+    os.kill(os.getpid(), signal.SIGSTOP)

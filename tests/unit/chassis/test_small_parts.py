@@ -84,6 +84,19 @@ def test_of_two_processes_with_one_crash_file_one_dies(tmp_path: pathlib.Path, m
     assert died == [True, True]
 
 
+def test_a_process_that_is_held_says_who_it_is_and_goes_on_later(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "crash"
+    file.write_text("two hold\n")
+    program = "from chassis import crash; crash.point('one'); crash.point('two'); crash.point('two')"
+    held = subprocess.Popen(
+        [sys.executable, "-c", program], env={**os.environ, "DRYSTONE_CRASH_FILE": str(file)}, cwd=ROOT
+    )
+    assert os.WIFSTOPPED(os.waitpid(held.pid, os.WUNTRACED)[1])
+    assert (tmp_path / "crash.fired").read_text() == f"two hold\n{held.pid}\n"
+    held.send_signal(signal.SIGCONT)
+    assert held.wait(60) == 0
+
+
 def test_to_die_is_sigkill(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: seen.append((pid, number)))
