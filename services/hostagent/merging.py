@@ -103,6 +103,13 @@ def _check_merged(image: str, volumes: Mapping[str, chain.Volume], base: str, to
 # -- without a record -------------------------------------------------------------------------------------
 
 
+def unrecorded(domain: Ref, image: str) -> dict[str, Any]:
+    """{"found": {volume: the top that it would stand on again}}, without any lock. For a disk that no QEMU has open."""
+    place = _opened(domain)
+    with files.guard("unrecorded", place.image(image), place.id):
+        return {"found": chain.unrecorded(volume.read_image(place, image))}
+
+
 def put_back(domain: Ref, image: str) -> dict[str, Any]:
     """{"back": {volume: the top that it stands on again}}. For a disk that no QEMU has open: every header that a merge
     changed without a record names its old top again. VolumeInUse while a QEMU has such a volume open."""

@@ -200,8 +200,12 @@ class Storage:
         self._ask(MAKE, "record_merge", {"domain": domain, "image": image, **ends}, deadline)
 
     def put_back(self, domain: Domain, image: str, *, deadline: float | None = None) -> dict[str, str]:
-        """Headers that a merge changed and nobody recorded name their old top again: {volume: top}."""
-        return dict(self._ask(MAKE, "put_back", {"domain": domain, "image": image}, deadline)["back"])
+        """Headers that a merge changed and nobody recorded name their old top again: {volume: top}. There is hardly
+        ever one, so a look comes first: a start does not wait for what others make."""
+        args = {"domain": domain, "image": image}
+        if not self._ask(QUICK, "unrecorded", args, deadline)["found"]:
+            return {}
+        return dict(self._ask(MAKE, "put_back", args, deadline)["back"])
 
     def record_chain(
         self,

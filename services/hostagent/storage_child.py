@@ -34,6 +34,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "prepare_mark": volume.prepare_mark,
     "mark": volume.mark,
     "record_merge": merging.record_merge,
+    "unrecorded": merging.unrecorded,
     "put_back": merging.put_back,
     "record_chain": volume.record_chain,
     "resize": volume.resize,

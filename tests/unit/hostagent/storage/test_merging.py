@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import threading
+import time
+
 import pytest
 
 from contracts import errors
-from services.hostagent import chain
+from services.hostagent import chain, files, layout
 from services.hostagent.chain import Volume
+from services.hostagent.storage import MAKE
 from tests.unit.hostagent.storage.room import qemu_chain, run
 
 ABSENT = errors.ChainBroken(disk_id="d", reason="it is missing")
@@ -89,6 +93,22 @@ def test_a_merge_whose_qemu_is_gone_is_not_recorded(disk):
     disk.storage.put_back(disk.domain, disk.image)
     with pytest.raises(errors.ChainDiffers, match="the merge is not done"):
         disk.storage.record_merge(disk.domain, disk.image, v1, v2, v3, concluded=True)
+
+
+def test_a_look_for_what_is_to_be_put_back_waits_for_nobody_who_makes_a_volume(disk, other_disk, ids):
+    v1, v2, v3 = disk.chain("v1", "v2", "v3")
+    place = layout.Place(disk.domain["path"], disk.domain["id"])
+    with files.image_lock(place, other_disk.image):
+        maker = threading.Thread(target=other_disk.chain, args=("w1",))
+        maker.start()
+        limit = time.monotonic() + 30
+        while disk.storage._child(disk.domain["path"], MAKE).idle():
+            assert time.monotonic() < limit
+        assert disk.storage.put_back(disk.domain, disk.image, deadline=3.0) == {}
+        assert maker.is_alive()
+    maker.join()
+    disk.rebase(v3, v1)
+    assert disk.storage.put_back(disk.domain, disk.image) == {v3: v2}
 
 
 def test_a_disk_that_is_not_there_has_nothing_to_put_back(disk):
