@@ -221,10 +221,17 @@ def following(
     return wanted
 
 
-def marked_in_order(volumes: Mapping[str, Volume], some: Collection[str]) -> list[str]:
-    """Some volumes in an order in which they may be marked one by one: each behind those that it stands on, and what
-    the marks name as the leaf at the very end, so that nothing in between comes to look like one."""
+def marks_in_order(
+    volumes: Mapping[str, Volume], ids: Sequence[str], unused: Collection[str]
+) -> list[tuple[str, str | None]]:
+    """The `unused` volumes, each with the heir that its mark names, in an order in which they may be marked one by one:
+    at no instant do the marks name another leaf than before or ids[0].
+
+    The top of a range that stands on `ids` goes first, what the marks name as the leaf before the others: what lies
+    below it is passed over from then on. The rest follows, each behind those that it stands on."""
     tips = set(find_tips(volumes.values()))
+    stood_on = {p for id_ in unused for p in (volumes[id_].parent, volumes[id_].backing) if p != id_}
+    heirs = {id_: heir for id_ in unused if id_ not in stood_on and (heir := _heir(volumes, id_, ids, unused))}
 
     def height(volume_id: str) -> int:
         at, seen = volumes[volume_id].backing, {volume_id}
@@ -233,7 +240,27 @@ def marked_in_order(volumes: Mapping[str, Volume], some: Collection[str]) -> lis
             at = volumes[at].backing
         return len(seen)
 
-    return sorted(some, key=lambda volume_id: (volume_id in tips, height(volume_id), volume_id))
+    tops = sorted(heirs, key=lambda volume_id: (volume_id not in tips, volume_id))
+    rest = sorted(set(unused) - set(heirs), key=lambda volume_id: (volume_id in tips, height(volume_id), volume_id))
+    return [*((top, heirs[top]) for top in tops), *((volume_id, None) for volume_id in rest)]
+
+
+def _heir(volumes: Mapping[str, Volume], top: str, ids: Sequence[str], unused: Collection[str]) -> str | None:
+    """The volume of the chain that the range below this top went into; None where nothing lies between, or where
+    something would be passed over that is in use."""
+    if volumes[top].legality == "illegal" and volumes[top].heir is not None:
+        return None  # it names one already
+    routes = [{v.id: getattr(v, step) for v in volumes.values()} for step in ("parent", "backing")]
+    for below in routes:
+        at, seen = below[top], {top}
+        while at is not None and at in unused and at not in seen:
+            seen.add(at)
+            at = below[at]
+        if at in ids:
+            named = replace(volumes[top], heir=at)
+            passed = {one for route in routes for one in _down_to(volumes, named, route)}
+            return at if passed and passed <= set(unused) else None
+    return None
 
 
 # -- the name that libvirt writes -------------------------------------------------------------------------

@@ -242,7 +242,7 @@ def record_chain(domain: Ref, image: str, ids: list[str], unused: list[str], *, 
     """Make the records say what is: `ids` (leaf first) is the chain, which headers show already; nothing reads the
     `unused` ones. `live`: a QEMU writes to ids[0], so that the marks may have named another leaf until now.
 
-    A crash in between leaves marks that name the leaf of before, a chain that nobody starts from, or ids[0]."""
+    A crash in between leaves marks that name the leaf of before or ids[0]; none where an unused branch has no heir."""
     place = _opened(domain)
     needs = _META_NEEDS * (len(ids) + len(unused))
     with files.guard("record_chain", place.image(image), place.id, needs), files.marks_lock(place, image):
@@ -250,8 +250,8 @@ def record_chain(domain: Ref, image: str, ids: list[str], unused: list[str], *, 
         wanted = chain.following(image, volumes, ids, unused, live=live)
         for volume_id in (id_ for id_ in ids if live and not wanted[id_].elsewhere):
             files.sync(place.file(image, volume_id))  # what headers show has to outlive a power cut before marks say so
-        for volume_id in chain.marked_in_order(volumes, unused):
-            change(place, image, volume_id, legality="illegal")
+        for volume_id, heir in chain.marks_in_order(volumes, ids, unused):
+            change(place, image, volume_id, legality="illegal", heir=heir)
             crash.point("volume.chain.after_mark")
         for volume_id in reversed(ids):
             now = wanted[volume_id]

@@ -2,9 +2,13 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from contracts import errors
+from services.hostagent import chain as rules
+from services.hostagent.chain import Volume
 from tests.unit.hostagent.storage.room import MiB
 
 POINTS = ["volume.chain.after_mark", "volume.chain.after_record"]
@@ -64,9 +68,57 @@ def test_one_that_died_names_no_wrong_leaf_and_is_finished_by_a_repetition(point
     chain, unused = ([v1], [v2, v3, v4]) if live else ([v4, v1], [v2, v3])
     args = {"domain": disk.domain, "image": disk.image, "ids": chain, "unused": unused, "live": live}
     die_at(point, "record_chain", **args)
-    assert disk.leaf in (chain[0], None) or (live and disk.leaf == v4)
+    assert disk.leaf in (chain[0], v4)
     record(disk, chain, unused, live=live)
     assert disk.leaf == chain[0]
+
+
+def test_one_that_died_after_its_first_mark_names_what_qemu_writes_to(die_at, disk):
+    v1, v2, v3, v4 = disk.chain("v1", "v2", "v3", "v4")
+    args = {"domain": disk.domain, "image": disk.image, "ids": [v1], "unused": [v2, v3, v4], "live": True}
+    die_at("volume.chain.after_mark", "record_chain", **args)
+    assert disk.leaf == v1
+
+
+def vol(id_, parent, backing="", **more):
+    return Volume(id_, parent=parent, backing=parent if backing == "" else backing, **more)
+
+
+FOUR = [vol("a", None), vol("b", "a"), vol("c", "b"), vol("d", "c")]
+MARKED = {
+    "the active ones went down": (FOUR, ["a"], ["b", "c", "d"], [("d", "a"), ("b", None), ("c", None)]),
+    "a range below the leaf": ([*FOUR[:3], vol("d", "c", "a")], ["d", "a"], ["c", "b"], [("c", "a"), ("b", None)]),
+    "one alone": ([*FOUR[:2], vol("c", "b", "a")], ["c", "a"], ["b"], [("b", None)]),
+    "two ranges": (
+        [*FOUR, vol("e", "d", "b"), vol("f", "e"), vol("g", "f")],
+        ["e", "b", "a"],
+        ["c", "d", "f", "g"],
+        [("g", "e"), ("d", "b"), ("c", None), ("f", None)],
+    ),
+    "all was pulled up": (
+        [*FOUR[:3], vol("d", "c", None)],
+        ["d"],
+        ["c", "b", "a"],
+        [("a", None), ("b", None), ("c", None)],
+    ),
+    "by its header it stands on what is in use": (
+        [*FOUR[:3], vol("d", "c"), vol("e", "b", "c"), vol("f", "e")],
+        ["c", "b", "a"],
+        ["d", "e", "f"],
+        [("e", None), ("d", None), ("f", None)],
+    ),
+}
+
+
+@pytest.mark.parametrize(("volumes", "ids", "unused", "marks"), MARKED.values(), ids=MARKED)
+def test_no_mark_on_the_way_makes_another_one_the_leaf(volumes, ids, unused, marks):
+    now = {one.id: one for one in volumes}
+    before = rules.find_leaf("x", volumes).leaf
+    assert rules.marks_in_order(now, ids, unused) == marks
+    for id_, heir in marks:
+        now[id_] = replace(now[id_], legality="illegal", heir=heir)
+        assert rules.find_leaf("x", now.values()).leaf in (before, ids[0])
+    assert rules.find_leaf("x", now.values()).leaf == ids[0]
 
 
 REFUSED = {
