@@ -10,10 +10,10 @@ import contextlib
 import threading
 from concurrent.futures import Future, ThreadPoolExecutor
 from concurrent.futures import TimeoutError as Overdue
+from dataclasses import dataclass
 from typing import Any
 
 from contracts import errors
-from services.hostagent import process
 from services.hostagent.work import Parts, Request
 
 MOST = 4  # at once; others wait for their turn
@@ -24,11 +24,22 @@ END_SECONDS = 10.0
 Key = tuple[str, str]
 
 
+@dataclass(frozen=True)
+class Copy:
+    """One that was begun. `stopped` is set when its disk is to be deleted."""
+
+    ends: Future[dict[str, Any]]
+    stopped: threading.Event
+
+    def ended_well(self) -> bool:
+        return self.ends.done() and not self.ends.cancelled() and self.ends.exception() is None
+
+
 class Copies:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._lock = threading.Lock()
-        self._running: dict[Key, Future[dict[str, Any]]] = {}
+        self._running: dict[Key, Copy] = {}
         self._threads = ThreadPoolExecutor(MOST, thread_name_prefix="copy")
 
     def ask(self, request: Request) -> dict[str, Any]:
@@ -37,7 +48,7 @@ class Copies:
         key = (disk["disk_id"], volume_id)
         running = self._of(key, request)
         try:
-            running.result(FIRST_SECONDS)
+            running.ends.result(FIRST_SECONDS)
         except Overdue:
             return {"state": "copying", **self._progress(request)}
         except Exception:
@@ -51,33 +62,34 @@ class Copies:
         with self._lock:
             mine = {key: running for key, running in self._running.items() if key[0] == disk["disk_id"]}
         for key, running in mine.items():
-            if not running.cancel():
-                self._parts.storage.stop_copy(disk["domain"], disk["disk_id"])
+            if not running.ends.cancel():
+                self._parts.storage.stop_copy(disk["domain"], disk["disk_id"], running.stopped)
                 with contextlib.suppress(Overdue):  # then the deletion finds it under way and is refused
-                    running.exception(END_SECONDS)
-            if running.done():  # else the next deletion has to find it, to stop it
+                    running.ends.exception(END_SECONDS)
+            if running.ends.done():  # else the next deletion has to find it, to stop it
                 self._forget(key, running)
 
-    def _of(self, key: Key, request: Request) -> Future[dict[str, Any]]:
+    def _of(self, key: Key, request: Request) -> Copy:
         """The copy that is under way, or a new one (which finds a finished one on the storage)."""
         with self._lock:
             running = self._running.get(key)
         # one that ended well long ago proves nothing now: the storage is looked at again
-        if running is not None and not _ended_well(running):
+        if running is not None and not running.ended_well():
             return running
-        self._refuse_plugged(request["source"])  # without the lock: it looks at every QEMU
+        refuse_plugged(self._parts, request["source"])  # without the lock: it looks at every QEMU
         with self._lock:
             running = self._running.get(key)
-            if running is None or _ended_well(running):
-                running = self._running[key] = self._threads.submit(self._copy, request)
+            if running is None or running.ended_well():
+                stopped = threading.Event()
+                running = self._running[key] = Copy(self._threads.submit(self._copy, request, stopped), stopped)
             return running
 
-    def _forget(self, key: Key, running: Future[dict[str, Any]]) -> None:
+    def _forget(self, key: Key, running: Copy) -> None:
         with self._lock:
             if self._running.get(key) is running:
                 del self._running[key]
 
-    def _copy(self, request: Request) -> dict[str, Any]:
+    def _copy(self, request: Request, stopped: threading.Event) -> dict[str, Any]:
         source, disk = request["source"], request["disk"]
         # as before a start: a merge that died with its QEMU may have left a header that names too little
         self._parts.storage.put_back(source["domain"], source["disk_id"])
@@ -88,13 +100,9 @@ class Copies:
             source["domain"],
             source["disk_id"],
             request["shared"],
+            stopped=stopped,
             deadline=LONGEST,
         )
-
-    def _refuse_plugged(self, source: dict[str, Any]) -> None:
-        for vm_id in process.everyone():
-            if self._parts.eyes.qemu(vm_id, source).layers:
-                raise errors.VolumeInUse(volume_id=source["disk_id"], by=f"VM {vm_id}, which runs on it")
 
     def _progress(self, request: Request) -> dict[str, int]:
         """How much is written by now, and at most how much there is to write."""
@@ -104,5 +112,8 @@ class Copies:
         return {"copied": copied, "total": max(copied, sum(one["actual_size"] for one in volumes))}
 
 
-def _ended_well(running: Future[dict[str, Any]]) -> bool:
-    return running.done() and not running.cancelled() and running.exception() is None
+def refuse_plugged(parts: Parts, disk: dict[str, Any]) -> None:
+    """Raises VolumeInUse when a QEMU of this host has the disk."""
+    vm_id = parts.eyes.user(disk)
+    if vm_id is not None:
+        raise errors.VolumeInUse(volume_id=disk["disk_id"], by=f"VM {vm_id}, which runs on it")

@@ -18,6 +18,7 @@ from services.hostagent.storage import Storage
 from services.hostagent.virt import NoDomain, Virt
 
 AGAIN = 0.1  # seconds between looks while QEMU and libvirt do not agree yet
+USERS_SECONDS = 5.0  # for looking at all QEMUs of the host
 PATH_SECONDS = 2.0  # for resolving a foreign path; a dead mount makes it a foreign file
 
 _STATES = {
@@ -68,6 +69,13 @@ class Eyes:
         layers = view.blocks.chain(domainxml.alias(disk["disk_id"])) or ()
         ids = self._ids(disk, tuple(layer.path for layer in layers))
         return views.Qemu("running" if view.running else "paused", status=view.status, layers=layers, ids=ids)
+
+    def user(self, disk: Disk) -> str | None:
+        """A VM whose QEMU here has the disk plugged. All are asked at once: who asks holds the disk, and mute ones must
+        not add up. One that does not answer is passed over: what it has open, the image lock on the storage tells."""
+        alias = domainxml.alias(disk["disk_id"])
+        seen = self._monitors.glances(process.everyone(), USERS_SECONDS)
+        return next((vm_id for vm_id, view in seen.items() if view.blocks.chain(alias)), None)
 
     def libvirt(self, vm_id: str | None, disk: Disk) -> views.Libvirt:
         if vm_id is None:

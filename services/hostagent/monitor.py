@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import logging
 import threading
-from collections.abc import Coroutine, Iterator, Sequence
+from collections.abc import Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import TimeoutError as Overdue
 from dataclasses import dataclass
 from pathlib import Path
@@ -69,6 +69,10 @@ class Monitors:
         """The run state and the chains alone, without any job: for a guest that stands still. Raises Mute."""
         return self._wait(self._glance(vm_id), seconds)
 
+    def glances(self, vm_ids: Collection[str], seconds: float) -> dict[str, View]:
+        """The same of many, who are asked at once and have this time together; without those that did not answer."""
+        return self._wait(self._glances(vm_ids, seconds), seconds + _GRACE)
+
     def status(self, vm_id: str, seconds: float = 5.0) -> str:
         """The run state alone: one question, for heartbeats. Raises Mute."""
         return str(self._wait(self._ask(vm_id, "query-status"), seconds)["status"])
@@ -113,6 +117,16 @@ class Monitors:
     async def _glance(self, vm_id: str) -> View:
         status, graph, named = await self._ask_all(vm_id, [_STATUS, _GRAPH, _NAMED])
         return View(bool(status["running"]), status["status"], blockgraph.read(graph, named, (), ()))
+
+    async def _glances(self, vm_ids: Collection[str], seconds: float) -> dict[str, View]:
+        looks = {vm_id: asyncio.ensure_future(self._glance(vm_id)) for vm_id in vm_ids}
+        if looks:
+            await asyncio.wait(looks.values(), timeout=seconds)
+        answered = {vm_id: look for vm_id, look in looks.items() if look.done()}
+        for look in looks.values():
+            look.cancel()
+        mute = (Mute, Refused)
+        return {vm_id: look.result() for vm_id, look in answered.items() if not isinstance(look.exception(), mute)}
 
     async def _ask(self, vm_id: str, command: str, arguments: dict[str, Any] | None = None) -> Any:
         return (await self._ask_all(vm_id, [(command, arguments)]))[0]

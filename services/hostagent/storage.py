@@ -41,7 +41,6 @@ class Storage:
         self._environment = environment or {}
         self._children: dict[tuple[str, str], Child] = {}
         self._gone: list[Child] = []
-        self._stopped: set[tuple[str, str]] = set()  # copies that are not begun again when their child dies
         self._lock = threading.Lock()
 
     # -- domains --
@@ -122,23 +121,27 @@ class Storage:
         source_image: str,
         shared: bool,
         *,
+        stopped: threading.Event | None = None,
         deadline: float | None = None,
     ) -> dict[str, Any]:
-        """VolumeFacts of a volume that holds all of another disk. Takes as long as it takes, in a child of its own."""
+        """VolumeFacts of a volume that holds all of another disk. Takes as long as it takes, in a child of its own.
+        Once `stopped` is set none is begun any more: StorageFailed."""
         args = {"domain": domain, "image": image, "volume": volume, "shared": shared}
         args |= {"source_domain": source_domain, "source_image": source_image}
         try:
-            return self._ask(_copying(image), "copy_volume", args, deadline)
+            return self._ask(_copying(image), "copy_volume", args, deadline, stopped)
         finally:
-            self.stop_copy(domain, image)
-            self._stopped.discard((str(domain["path"]), _copying(image)))
+            self._end_copy(domain, image)
 
-    def stop_copy(self, domain: Domain, image: str) -> None:
-        """End the child that copies into this image, if there is one."""
+    def stop_copy(self, domain: Domain, image: str, stopped: threading.Event) -> None:
+        """End the copy into this image that was given this event, also one whose child does not exist yet."""
+        stopped.set()
+        self._end_copy(domain, image)
+
+    def _end_copy(self, domain: Domain, image: str) -> None:
         path, lane = str(domain["path"]), _copying(image)
         with self._lock:
             child = self._children.get((path, lane))
-            self._stopped.add((path, lane))
         if child is not None:
             self._drop(path, lane, child)
 
@@ -271,17 +274,26 @@ class Storage:
         for child in children:
             child.end()
 
-    def _ask(self, lane: str, op: str, args: dict[str, Any], deadline: float | None) -> dict[str, Any]:
+    def _ask(
+        self,
+        lane: str,
+        op: str,
+        args: dict[str, Any],
+        deadline: float | None,
+        stopped: threading.Event | None = None,
+    ) -> dict[str, Any]:
         seconds = self._deadline if deadline is None else deadline
         limit = time.monotonic() + seconds
         path = str(args["domain"]["path"])
         for last in (False, True):
-            child = self._child(path, lane)
+            child = self._child(path, lane, stopped)
+            if child is None:
+                raise errors.StorageFailed(action=op, path=path, reason="it was stopped")
             try:
                 return child.ask(op, args, limit)
             except Died as died:
                 self._drop(path, lane, child)
-                if last or (path, lane) in self._stopped:
+                if last:
                     raise errors.StorageFailed(action=op, path=path, reason=f"its process died ({died})") from None
             except Overdue as overdue:
                 if overdue.hung:
@@ -289,8 +301,12 @@ class Storage:
                 raise errors.StorageTimeout(path=path, seconds=seconds) from None
         raise AssertionError("not reached")
 
-    def _child(self, path: str, lane: str) -> Child:
+    def _child(self, path: str, lane: str, stopped: threading.Event | None = None) -> Child | None:
+        """The lane's child, made if need be; None once it was stopped. Who stops sets the event before he takes the
+        lock: either he finds the child, or it is not made."""
         with self._lock:
+            if stopped is not None and stopped.is_set():
+                return None
             child = self._children.pop((path, lane), None)
             if child is None:
                 self._trim()

@@ -8,7 +8,7 @@ from typing import Any
 from chassis import crash
 from contracts import errors
 from services.hostagent import process, views
-from services.hostagent.copies import Copies
+from services.hostagent.copies import Copies, refuse_plugged
 from services.hostagent.record import Record, refuse_written
 from services.hostagent.work import TURN_SECONDS, Parts, Request
 
@@ -51,8 +51,7 @@ class Storing:
     def delete_disk(self, request: Request) -> dict[str, Any]:
         disk_id = request["disk"]["disk_id"]
         with self._parts.disks.hold(disk_id, "its deletion", TURN_SECONDS):
-            for vm_id in process.everyone():
-                self._refuse_plugged(vm_id, request["disk"])
+            refuse_plugged(self._parts, request["disk"])
             self._copies.stop(request["disk"])
             self._parts.storage.delete_image(request["disk"]["domain"], disk_id, deadline=100.0)
         return {}
@@ -78,8 +77,7 @@ class Storing:
         """Whether a QEMU runs on this very chain; with none it must not be open anywhere here."""
         vm_id, disk = request["vm_id"], request["disk"]
         if vm_id is None or process.find(vm_id) is None:
-            for other in process.everyone():
-                self._refuse_plugged(other, disk)
+            refuse_plugged(self._parts, disk)
             self._record.put_back(disk)  # whoever took such a header for the truth is refused by the next look
             return False
         self._parts.virt.refuse_hung(vm_id)  # an old snapshotCreateXML could still switch to what is marked now
@@ -140,7 +138,3 @@ class Storing:
             return self._parts.sure({"vm_id": vm_id, "disk": disk})
         except (errors.VmStopped, errors.NotFound):
             return views.Qemu("absent"), views.Libvirt("absent")
-
-    def _refuse_plugged(self, vm_id: str, disk: dict[str, Any]) -> None:
-        if self._parts.eyes.qemu(vm_id, disk).layers:
-            raise errors.VolumeInUse(volume_id=disk["disk_id"], by=f"VM {vm_id}, which runs on it")

@@ -222,10 +222,11 @@ def slow(source: Disk, ids) -> None:
 def test_a_copy_is_stopped_and_told_how_far_it_is(source, copy, ids, storage):
     slow(source, ids)
     ended: list[BaseException] = []
+    stopped = threading.Event()
 
     def run_it() -> None:
         try:
-            copy.copied(source, ids.c1)
+            storage.copy_volume(**copy.asked(source, ids.c1), stopped=stopped)
         except errors.Problem as problem:
             ended.append(problem)
 
@@ -235,7 +236,7 @@ def test_a_copy_is_stopped_and_told_how_far_it_is(source, copy, ids, storage):
     while not (seen := storage.look_copy(copy.domain, copy.image, ids.c1))["copied"]:
         assert time.monotonic() < limit
     assert seen["done"] is False
-    storage.stop_copy(copy.domain, copy.image)
+    storage.stop_copy(copy.domain, copy.image, stopped)
     running.join(60)
     assert [type(one) for one in ended] == [errors.StorageFailed]
     copy.delete()
