@@ -44,7 +44,8 @@ def name_of(vm_id: str) -> str:
 
 
 def build(spec: Spec, leaves: dict[str, dict[str, str]], *, monitor: str, kvm: bool, emulator: str) -> str:
-    """`leaves`: by disk id, {"path", "format" (cow or raw), "io" (native or threads), "cache"}."""
+    """`leaves`: by disk id, {"path", "format" (cow or raw), "io" (native or threads), "cache", "variables" (where the
+    UEFI variables lie if this is the boot disk)}."""
     domain = ET.Element("domain", type="kvm" if kvm else "qemu")
     _add(domain, "name", name_of(spec["id"]))
     _add(domain, "uuid", spec["id"])
@@ -52,7 +53,7 @@ def build(spec: Spec, leaves: dict[str, dict[str, str]], *, monitor: str, kvm: b
     _metadata(domain, spec)
     _add(domain, "memory", str(spec["memory"]), unit="b")
     _add(domain, "vcpu", str(spec["cpus"]), placement="static")
-    _boot(domain, spec)
+    _boot(domain, spec, leaves)
     features = _add(domain, "features")
     _add(features, "acpi")
     _add(features, "apic")
@@ -74,11 +75,22 @@ def _metadata(domain: ET.Element, spec: Spec) -> None:
     ours.set("id", spec["id"])
 
 
-def _boot(domain: ET.Element, spec: Spec) -> None:
+def boot_disk(spec: Spec) -> dict[str, Any] | None:
+    """The disk that is booted from first; without an order the first one."""
+    return min(spec["disks"], key=lambda disk: disk.get("boot_order") or len(spec["disks"]) + 1000, default=None)
+
+
+def _boot(domain: ET.Element, spec: Spec, leaves: dict[str, dict[str, str]]) -> None:
     system = _add(domain, "os")
+    _add(system, "type", "hvm", arch="x86_64", machine="q35")
     if spec["firmware"] == "uefi":
         system.set("firmware", "efi")
-    _add(system, "type", "hvm", arch="x86_64", machine="q35")
+        # or libvirt takes the first one that fits: Debian's boots nothing that Microsoft has not signed
+        _add(_add(system, "firmware"), "feature", enabled="no", name="secure-boot")
+        first = boot_disk(spec)
+        if first is not None:
+            # libvirt makes the file from the firmware's template where it is not there yet, and never touches it again
+            _add(system, "nvram", leaves[first["disk"]["disk_id"]]["variables"])
     boot = spec.get("boot") or {}
     for name in ("kernel", "initrd", "cmdline"):
         if boot.get(name) and (name == "kernel" or boot.get("kernel")):

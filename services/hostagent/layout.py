@@ -18,6 +18,7 @@ from contracts import errors
 BLANK = "00000000-0000-0000-0000-000000000000"  # PUUID of a volume without a parent
 REMOVED = "_remove_me_"  # prefix of what is being deleted
 NEW = ".new"  # suffix of a file that is not in place yet
+VARIABLES = ".nvram"  # suffix of what a VM's UEFI firmware remembers, beside its boot disk's volumes
 MiB = 2**20
 
 MAX_DOMAIN_BYTES = 64 * 1024
@@ -55,10 +56,21 @@ def volume_path(path: str, domain_id: str, image: str, volume: str) -> str:
     return f"{domain_path(path, domain_id)}/images/{image}/{volume}"
 
 
+def variables_path(path: str, domain_id: str, image: str) -> str:
+    """What the UEFI firmware of the VM that boots from this image remembers; gone with the image."""
+    return f"{domain_path(path, domain_id)}/images/{image}/{image}{VARIABLES}"
+
+
+def are_variables(image: str, file_name: str) -> bool:
+    """Whether this is the name of an image's UEFI variables, in place or being written by libvirt."""
+    return file_name.removesuffix(NEW) == image + VARIABLES
+
+
 def volume_of(file_name: str) -> str | None:
-    """The volume whose file this name is, whichever of its three files, finished, new or being removed."""
+    """The volume whose file this name is, whichever of its three files, finished, new or being removed; the image
+    for the file of its VM's UEFI variables."""
     name = file_name.removeprefix(REMOVED).removesuffix(NEW)
-    name = name.removesuffix(".meta").removesuffix(".lease")
+    name = name.removesuffix(".meta").removesuffix(".lease").removesuffix(VARIABLES)
     return name if is_uuid(name) else None
 
 

@@ -199,9 +199,12 @@ def _look_at_image(place: layout.Place, image: str, found: Survey, seen: _Count)
         if name.startswith(layout.REMOVED):
             found.leaving.append(path)
             continue
-        mine = len(path) == len(folder) + 1 + len(name) and layout.volume_of(name) in volumes
+        on_top = len(path) == len(folder) + 1 + len(name)
+        mine = on_top and layout.volume_of(name) in volumes
         if mine and name not in volumes:
             continue  # its .meta or .lease, or a new one of these
+        if on_top and layout.are_variables(image, name) and not os.path.islink(path):
+            continue  # UEFI variables refer to nothing
         owner = (image, name) if mine else (None, None)
         raw = mine and volumes[name].trouble is None and volumes[name].format == "raw"
         _look_at_file(path, found, owner, raw, kept.get(path))

@@ -131,6 +131,7 @@ class Vms:
             "path": layout.volume_path(domain["path"], domain["id"], disk_id, leaf),
             "format": volumes[leaf]["format"],
             "io": "threads",
+            "variables": layout.variables_path(domain["path"], domain["id"], disk_id),
         }
 
     def _status(self, found: process.Process | None) -> str | None:

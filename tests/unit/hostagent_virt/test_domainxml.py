@@ -46,7 +46,7 @@ def disk(number: int, bus: str, **more: Any) -> dict[str, Any]:
 
 def build(one: dict[str, Any], *, kvm: bool = False) -> str:
     leaves = {
-        entry["disk"]["disk_id"]: {"path": f"/mnt/d1/{i}", "format": "cow", "io": "threads"}
+        entry["disk"]["disk_id"]: {"path": f"/mnt/d1/{i}", "format": "cow", "io": "threads", "variables": f"/v/{i}"}
         for i, entry in enumerate(one["disks"])
     }
     return domainxml.build(one, leaves, monitor="/run/m", kvm=kvm, emulator="/usr/bin/qemu-system-x86_64")
@@ -60,6 +60,12 @@ def test_libvirts_schema_takes_it(tmp_path: Path, kvm: bool, firmware: str) -> N
     words = ["xmllint", "--noout", "--relaxng", str(SCHEMA), str(file)]
     done = subprocess.run(words, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize(("orders", "boots"), [((None, None), 0), ((None, 2), 1), ((2, 1), 1)])
+def test_uefi_variables_lie_beside_the_disk_that_is_booted_from(orders: tuple[int | None, ...], boots: int) -> None:
+    disks = [disk(i + 1, "virtio", boot_order=order) for i, order in enumerate(orders)]
+    assert ET.fromstring(build(spec(firmware="uefi", disks=disks))).findtext("os/nvram") == f"/v/{boots}"
 
 
 def test_disks_have_stable_targets_and_their_id_as_alias() -> None:

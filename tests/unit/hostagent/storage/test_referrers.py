@@ -276,3 +276,21 @@ def test_folders_without_end_stop_the_scan(disk, storage, domain):
     os.makedirs(disk.folder.joinpath(*"abcdefghijkl"))
     with pytest.raises(errors.StorageFailed, match="nested too deeply"):
         storage.scan(domain)
+
+
+@pytest.mark.parametrize("name", ["{image}.nvram", "{image}.nvram.new"])
+def test_uefi_variables_are_no_foreign_file_and_go_with_the_image(disk, storage, domain, name):
+    disk.chain("v1")
+    (disk.folder / name.format(image=disk.image)).write_bytes(b"QFI\xfb" + bytes(4096))
+    assert storage.scan(domain)["foreign"] == []
+    disk.delete()
+    assert not disk.folder.exists()
+
+
+def test_a_link_that_is_named_like_uefi_variables_still_counts(disk, other_disk, storage, domain):
+    (volume,) = other_disk.chain("v1")
+    disk.chain("v2")
+    (disk.folder / f"{disk.image}.nvram").symlink_to(other_disk.folder / volume)
+    assert len(storage.scan(domain)["foreign"]) == 1
+    with pytest.raises(errors.VolumeInUse):
+        other_disk.delete()
