@@ -54,10 +54,13 @@ class Commit:
         return {}
 
     def set_bandwidth(self, request: Request) -> dict[str, Any]:
-        """Change the limit of the running job; without a job there is nothing to limit."""
+        """Change the limit of the running job that this flow began; without a job there is nothing to limit."""
         with self._parts.turn(request):
             qemu, libvirt_ = self._parts.sure(request)
             if qemu.job is not None:
+                own = self._jobs.of(request)
+                if own is None or not qemu.works_on(views.ends_of(own)):
+                    raise errors.ForeignJob(disk_id=request["disk"]["disk_id"], job=qemu.job.id)
                 self._speed(request, libvirt_.target)
         return {}
 

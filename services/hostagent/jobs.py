@@ -52,6 +52,11 @@ class Jobs:
         }
         self._journal.put("jobs", request["disk"]["disk_id"], entry)
 
+    def of(self, request: dict[str, Any]) -> dict[str, Any] | None:
+        """What this flow began on the disk, as it was journalled."""
+        entry = self._journal.get("jobs", request["disk"]["disk_id"])
+        return entry if entry and entry["flow_id"] == request["claim"]["flow_id"] else None
+
     def refuse_newer(self, disk_id: str, claim: dict[str, Any]) -> None:
         """Raises StaleClaim when another flow's ask began the disk's job after this claim was made: numbers of claims
         rise over all flows."""

@@ -70,6 +70,7 @@ class Create:
             for line in flow.data["disks"]
         ]
         request = {"vm_id": flow.subject, "disks": disks, "quiesce": flow.data["quiesce"]}
+        flow.save(asked=sorted({*_asked(flow), flow.data["host_id"]}))
         with peers.patient():
             told = self.desk.peers.ask(
                 flow.data["host_id"], hostagent.switch_leaves, {**request, "claim": peers.claim_of(flow)}
@@ -86,11 +87,21 @@ class Create:
                 raise Unknown(errors.VmUnsure(vm_id=flow.subject, reason=facts.unknown))
         found = {line["disk_id"]: leaves.left(_leaf(line), seen[line["disk_id"]]) for line in flow.data["disks"]}
         if Left.LEAF in found.values():
+            self._clear(flow, seen)
             raise GoOn("a new volume is the leaf or may become it")
         for line in flow.data["disks"]:
             if found[line["disk_id"]] is Left.UNUSED:
                 self._discard(flow, line)
         return None
+
+    def _clear(self, flow: Flow, seen: Mapping[str, DiskFacts]) -> None:
+        """Before it goes forward: a deletion that has begun is ended, so that the volume is made anew."""
+        disks = [(line, seen[line["disk_id"]]) for line in flow.data["disks"]]
+        if leaves.torn((_leaf(line), facts) for line, facts in disks):
+            flow.save(torn=True)
+        for line, facts in disks:
+            if leaves.going(_leaf(line), facts):
+                self._discard(flow, line)
 
     # -- record: the database has the new chains ----------------------------------------------------------
 
@@ -102,6 +113,8 @@ class Create:
     def record(self, flow: Flow) -> None:
         leaves = [_leaf(line) for line in flow.data["disks"]]
         how = {"quiesced": bool(flow.data.get("quiesced")), "live": bool(flow.data.get("live"))}
+        if flow.data.get("torn"):
+            how["restorable"] = False
         with flow.write() as session:
             if store.snapshot(session, flow.data["snapshot_id"])["state"] == "creating":
                 store.finish_snapshot(session, flow.data["snapshot_id"], leaves, **how)
@@ -140,11 +153,13 @@ class Create:
 
     def _fence(self, flow: Flow) -> None:
         """An ask of ours whose answer was lost may be on its way still, and switch a guest to what is dropped here:
-        from now on the agent refuses it. (A create that goes forward after this asks under a new claim.)"""
-        for line in flow.data["disks"]:
-            request = {"vm_id": flow.subject, "disk": _ref(line), "claim": peers.claim_of(flow)}
-            with peers.patient():
-                self.desk.peers.ask(flow.data["host_id"], hostagent.cancel_job, request)
+        from now on every agent that was asked refuses it. (A create that goes forward after this asks under a new
+        claim.)"""
+        for host_id in sorted({*_asked(flow), flow.data["host_id"]}):
+            for line in flow.data["disks"]:
+                request = {"vm_id": flow.subject, "disk": _ref(line), "claim": peers.claim_of(flow)}
+                with peers.patient():
+                    self.desk.peers.ask(host_id, hostagent.cancel_job, request)
 
     def _discard(self, flow: Flow, line: Mapping[str, Any]) -> None:
         request = {"vm_id": flow.subject, "disk": _ref(line), "volume_id": line["volume_id"]}
@@ -156,6 +171,11 @@ class Create:
 
 def _leaf(line: Mapping[str, Any]) -> leaves.Leaf:
     return leaves.Leaf(line["disk_id"], line["volume_id"], line["parent_id"])
+
+
+def _asked(flow: Flow) -> list[str]:
+    """The hosts that were ever asked to switch; the VM may have moved since."""
+    return list(flow.data.get("asked", ()))
 
 
 def _ref(line: Mapping[str, Any]) -> dict[str, Any]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import enum
+from collections.abc import Iterable
 from dataclasses import dataclass
 
 from services.snapshots.chain import Do, Verdict
@@ -48,9 +49,23 @@ def left(leaf: Leaf, facts: DiskFacts) -> Left:
     there = facts.storage.volumes.get(leaf.volume_id)
     if there is None:
         return Left.NOTHING
-    begun = there.legality == "illegal" or there.backing_id is None
-    if begun and leaf.volume_id not in facts.qemu.chain:
+    if going(leaf, facts):
         return Left.UNUSED
     if facts.qemu.alive and leaf.volume_id not in facts.qemu.chain and leaf.parent_id in facts.qemu.chain:
         return Left.UNUSED
     return Left.LEAF
+
+
+def going(leaf: Leaf, facts: DiskFacts) -> bool:
+    """Whether the deletion of the new volume has begun: nothing can stand on what is left of it."""
+    there = facts.storage.volumes.get(leaf.volume_id)
+    if there is None or leaf.volume_id in facts.qemu.chain:
+        return False
+    return there.legality == "illegal" or there.backing_id is None
+
+
+def torn(seen: Iterable[tuple[Leaf, DiskFacts]]) -> bool:
+    """Whether a living QEMU uses some of the new volumes and not the others. It switches all of them at one instant: so
+    it was started on some, and the disks of this snapshot are not of one instant any more."""
+    used = {leaf.volume_id in facts.qemu.chain for leaf, facts in seen if facts.qemu.alive}
+    return len(used) > 1

@@ -207,6 +207,9 @@ class World:
             parent = self.storage.volume(disk_id, new["parent_id"])
             ask = {"disk": new["disk"], "volume_id": volume_id, "parent_id": new["parent_id"]}
             self.storage.create_volume({**ask, "capacity": parent.capacity, "format": "cow"})
+        made = self.storage.volume(disk_id, volume_id)
+        if made.backing_id != new["parent_id"] or made.legality != "legal":
+            raise errors.ChainDiffers(disk_id=disk_id, reason=f"{volume_id} does not lie on {new['parent_id']}")
         if vm is not None and volume_id not in vm.chains[disk_id]:
             vm.chains[disk_id].insert(0, volume_id)
 

@@ -325,3 +325,65 @@ def test_a_create_that_happened_half_goes_forward(site: Site, host: FakeAgent) -
     job = site.end_of(site.take(vm, **ask))
     assert job["state"] == "done", job
     assert site.agrees(host, vm)
+
+
+def _half_deleted(site: Site, host: FakeAgent, vm: str, ask: dict[str, Any], *, restart: bool) -> None:
+    """Both new volumes were made and not used. The deletion of the first one is cut off; then the VM stops, and may
+    start on what the storage names."""
+    refs = {disk: str(uuid.uuid5(uuid.UUID(ask["id"]), disk)) for disk in sorted(site.disk_ids(vm))}
+    look = host.world.look_disk
+    stage: list[str] = []
+
+    def look_after(request: dict[str, Any]) -> dict[str, Any]:
+        if host.asked("switch_leaves") and not stage:
+            stage.append("made")
+            for disk, volume in refs.items():
+                made = {"disk": {"disk_id": disk, "domain": site.ref()}, "volume_id": volume, "capacity": 1024 * MIB}
+                parent = site.disks[disk]["first_volume_id"]
+                host.world.create_volume({**made, "parent_id": parent, "format": "cow"})
+        if host.asked("discard_volume") and stage == ["made"]:
+            stage.append("cut off")
+            first = site.volumes(next(iter(refs)))[next(iter(refs.values()))]
+            first.legality, first.backing_id = "illegal", None
+            site.stop(host, vm)
+            if restart:
+                site.start(host, vm)
+        return look(request)
+
+    host.fail("switch_leaves", errors.HypervisorRefused(host_id=host.host_id, action="it", reason="no"))
+    host.fail("discard_volume", errors.StorageTimeout(path="/mnt", seconds=5))
+    host.world.look_disk = look_after  # type: ignore[method-assign, assignment]
+
+
+@pytest.mark.parametrize("restart", [False, True])
+def test_a_create_goes_forward_over_a_deletion_that_has_begun(site: Site, host: FakeAgent, restart: bool) -> None:
+    """Where the VM was started on a part of the new volumes the snapshot is no single instant's."""
+    vm, ask = site.vm(host, disks=2), {"id": new(), "job_id": new()}
+    _half_deleted(site, host, vm, ask, restart=restart)
+    job = site.end_of(site.take(vm, **ask), "done", "undone", "stuck")
+    assert job["state"] == "done", job
+    assert site.agrees(host, vm)
+    assert site.call(snapshots.get_snapshot, id=ask["id"])["restorable"] is not restart
+
+
+def test_every_host_that_was_asked_is_fenced(site: Site, host: FakeAgent) -> None:
+    """The VM has moved since: a late ask must not make its volumes anew on the host of before."""
+    other = site.host()
+    vm, ask = site.vm(host), {"id": new(), "job_id": new()}
+    look = host.world.look_disk
+
+    def look_after(request: dict[str, Any]) -> dict[str, Any]:
+        if host.asked("switch_leaves") and vm in host.world.vms:
+            site.stop(host, vm)
+            site.start(other, vm)
+        return look(request)
+
+    host.world.look_disk = look_after  # type: ignore[method-assign, assignment]
+    for one in (host, other):
+        one.fail("switch_leaves", errors.HypervisorRefused(host_id=one.host_id, action="it", reason="no"))
+    assert site.end_of(site.take(vm, **ask))["state"] == "undone"
+    assert host.asked("switch_leaves")
+    assert host.asked("cancel_job")
+    with pytest.raises(errors.StaleClaim):
+        host.world.switch_leaves(host.asked("switch_leaves")[0])
+    assert site.agrees(other, vm)
