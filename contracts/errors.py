@@ -282,6 +282,15 @@ class VolumeInUse(Problem):
     message = "The volume {volume_id} is used by {by}."
     hint = "It is kept. What uses it must go or be moved first."
 
+    branch_hint = (
+        "It stands on it too, as a branch. If it is needed, make a whole copy of it first (qemu-img convert). Then "
+        "remove it (drystone doctor disk {branch_of} shows it) and repeat the request."
+    )
+
+    @property
+    def advice(self) -> str:
+        return self._fill(self.branch_hint if "branch_of" in self.fields else self.hint)
+
 
 class ChainBroken(Problem):
     code = "chain_broken"

@@ -5,6 +5,7 @@ Sizes and rates are whole bytes (per second), times are ISO 8601 in UTC with a Z
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from marshmallow import EXCLUDE, RAISE, Schema, fields, validate
@@ -119,6 +120,24 @@ def words(**options: Any) -> fields.List[Any]:
 def anything(**options: Any) -> fields.Dict:
     """A JSON object whose keys another promise describes."""
     return fields.Dict(keys=fields.String(), **_need(options))
+
+
+def said(schema: Schema, asked: Mapping[str, Any]) -> dict[str, Any]:
+    """A loaded request without what is its default: the same before and after an upgrade that adds fields with one."""
+    known = schema.fields
+    return {name: _said(known[name], value) for name, value in asked.items() if not _is_default(known[name], value)}
+
+
+def _is_default(field: fields.Field[Any], value: Any) -> bool:
+    return type(value) is type(field.load_default) and bool(value == field.load_default)
+
+
+def _said(field: fields.Field[Any], value: Any) -> Any:
+    if isinstance(field, fields.List):
+        return None if value is None else [_said(field.inner, one) for one in value]
+    if isinstance(field, fields.Nested) and value is not None:
+        return said(field.schema, value)
+    return value
 
 
 def _need(options: dict[str, Any]) -> dict[str, Any]:

@@ -18,7 +18,9 @@ def create_data_center(scene: Scene, session: Session, ask: Ask) -> Ask:
     row = store.repeated(session, tables.DataCenter, ask)
     if row is None:
         store.free_name(session, tables.DataCenter, ask["name"])
-        row = tables.DataCenter(**ask, version=1, created_at=scene.now(), body_hash=store.body_hash(ask))
+        row = tables.DataCenter(
+            **ask, version=1, created_at=scene.now(), body_hash=store.body_hash(tables.DataCenter, ask)
+        )
         store.add(session, row)
         scene.log.info(f'data center "{row.name}" was created', data_center_id=row.id)
     return store.show(session, row)
@@ -29,7 +31,7 @@ def create_cluster(scene: Scene, session: Session, ask: Ask) -> Ask:
     if row is None:
         store.get(session, tables.DataCenter, ask["data_center_id"])
         store.free_name(session, tables.Cluster, ask["name"])
-        row = tables.Cluster(**ask, version=1, created_at=scene.now(), body_hash=store.body_hash(ask))
+        row = tables.Cluster(**ask, version=1, created_at=scene.now(), body_hash=store.body_hash(tables.Cluster, ask))
         store.add(session, row)
         scene.log.info(f'cluster "{row.name}" was created', cluster_id=row.id)
     return store.show(session, row)

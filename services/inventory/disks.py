@@ -65,7 +65,7 @@ def _begin(scene: Scene, session: Session, ask: Ask) -> tuple[Ask, Errand | None
         **ask,
         version=1,
         created_at=scene.now(),
-        body_hash=store.body_hash(ask),
+        body_hash=store.body_hash(tables.Disk, ask),
         first_volume_id=first_volume_of(ask["id"]),
         state="creating",
         asked_until=scene.until(hostagent.create_volume),

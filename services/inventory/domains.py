@@ -56,7 +56,7 @@ def _begin(scene: Scene, session: Session, ask: Ask) -> tuple[Ask, Errand | None
         **{**ask, "host_id": _writer(scene, session, ask)},
         version=1,
         created_at=scene.now(),
-        body_hash=store.body_hash(ask),
+        body_hash=store.body_hash(tables.StorageDomain, ask),
         layout=5,
         state="creating",
         asked_until=scene.until(hostagent.create_domain),

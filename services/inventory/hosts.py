@@ -19,7 +19,7 @@ def create(scene: Scene, session: Session, ask: Ask) -> Ask:
     if row is None:
         store.get(session, tables.Cluster, ask["cluster_id"])
         store.free_name(session, tables.Host, ask["name"])
-        made = {"version": 1, "created_at": scene.now(), "body_hash": store.body_hash(ask)}
+        made = {"version": 1, "created_at": scene.now(), "body_hash": store.body_hash(tables.Host, ask)}
         row = tables.Host(**ask, **made, state="new", sequence=-1, replaced=[])
         store.add(session, row)
         scene.strangers.discard(row.id)

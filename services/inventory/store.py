@@ -19,7 +19,7 @@ from sqlalchemy.orm import Session
 
 from chassis import clock, outbox
 from chassis.database import Database
-from contracts import errors
+from contracts import errors, fields
 from contracts import inventory as contract
 from contracts.promise import Event
 from services.inventory import tables, views
@@ -45,6 +45,16 @@ KINDS: dict[type[tables.Row], Kind] = {
     tables.Disk: Kind("disk", contract.disk_changed, contract.disk_deleted),
     tables.Vm: Kind("vm", contract.vm_changed, contract.vm_deleted),
     tables.Template: Kind("template", contract.template_changed, contract.template_deleted),
+}
+
+CREATES: dict[type[tables.Row], fields.Request] = {
+    tables.DataCenter: contract.CreateDataCenter(),
+    tables.Cluster: contract.CreateCluster(),
+    tables.Host: contract.CreateHost(),
+    tables.StorageDomain: contract.CreateStorageDomain(),
+    tables.Disk: contract.CreateDisk(),
+    tables.Vm: contract.CreateVm(),
+    tables.Template: contract.CreateTemplate(),
 }
 
 
@@ -97,12 +107,18 @@ def check_version(row: tables.Row, version: int) -> None:
 def repeated(session: Session, sort: type[R], ask: Ask) -> R | None:
     """The row that the same request made before. The same id in another request is IdempotencyConflict."""
     row = find(session, sort, ask["id"])
-    if row is not None and row.body_hash != body_hash(ask):
+    # rows of before kept the hash of all fields, with their defaults
+    if row is not None and row.body_hash not in (body_hash(sort, ask), _hash(ask)):
         raise errors.IdempotencyConflict(id=ask["id"])
     return row
 
 
-def body_hash(ask: Ask) -> str:
+def body_hash(sort: type[tables.Row], ask: Ask) -> str:
+    """Of what was said: a field that an upgrade adds does not make the same request another one."""
+    return _hash(fields.said(CREATES[sort], ask))
+
+
+def _hash(ask: Ask) -> str:
     return hashlib.sha256(json.dumps(ask, sort_keys=True).encode()).hexdigest()
 
 

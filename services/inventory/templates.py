@@ -57,7 +57,7 @@ def _begin(scene: Scene, session: Session, ask: Ask) -> list[disks.Errand]:
         nics=[{name: getattr(nic, name) for name in _NIC} for nic in store.nics_of(session, vm.id).get(vm.id, [])],
         version=1,
         created_at=scene.now(),
-        body_hash=store.body_hash(ask),
+        body_hash=store.body_hash(tables.Template, ask),
         state="creating" if plugged else "ok",
         asked_until=scene.now(),
     )

@@ -30,7 +30,7 @@ def insert(scene: Scene, session: Session, ask: Ask, hardware: Ask) -> tables.Vm
         data_center_id=cluster.data_center_id,
         version=1,
         created_at=now,
-        body_hash=store.body_hash(ask),
+        body_hash=store.body_hash(tables.Vm, ask),
         **_as_columns(powers.down(powers.Power("down", now, now), now)),
         asked_until=now,
     )

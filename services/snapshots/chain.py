@@ -200,7 +200,8 @@ def shared(chain: Sequence[str], facts: DiskFacts) -> dict[str, errors.Problem]:
     for volume in facts.storage.volumes.values():
         for parent in {volume.parent_id, volume.backing_id} & own.keys():
             if parent is not None and volume.volume_id != own[parent]:
-                found[parent] = errors.VolumeInUse(volume_id=parent, by=f"volume {volume.volume_id}")
+                by = f"volume {volume.volume_id}"
+                found[parent] = errors.VolumeInUse(volume_id=parent, by=by, branch_of=facts.disk_id)
     for volume_id in chain:
         if facts.storage.volumes[volume_id].volume_type == "shared":
             found[volume_id] = _of_template(facts.storage.volumes[volume_id], facts)

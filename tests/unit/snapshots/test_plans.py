@@ -107,6 +107,15 @@ def test_what_does_not_fit_is_refused(facts: DiskFacts, error: type[errors.Probl
     assert "?" not in str(caught.value)
 
 
+def test_a_branch_is_named_with_what_to_do_about_it() -> None:
+    rows = [volume("v1", None), volume("v2", "v1"), volume("v3", "v2"), volume("x", "v1")]
+    with pytest.raises(errors.VolumeInUse) as caught:
+        plan("v1", look(volumes=rows))
+    told = errors.from_wire(caught.value.to_wire())
+    assert all(word in told.advice for word in ("whole copy", "remove it", "drystone doctor disk disk "))
+    assert "moved first" in errors.VolumeInUse(volume_id="v", by="a file").advice
+
+
 def test_libvirt_away_is_told_as_that() -> None:
     facts = look()
     away = dataclasses.replace(facts, libvirt=dataclasses.replace(facts.libvirt, state="away", chain=()))
