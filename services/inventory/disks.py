@@ -93,6 +93,7 @@ def derive(
         bus=source.bus,
         boot_order=source.boot_order,
         source_disk_id=source.id,
+        host_id=host_id,
         first_volume_id=first_volume_of(fields["id"]),
         state="creating",
         asked_until=scene.until(hostagent.create_thin_disk),
@@ -143,10 +144,16 @@ def _errand(
     return replace(errand, origin=row.origin, source=ref, source_volume_id=source.first_volume_id, shared=shared)
 
 
+def _maker(scene: Scene, session: Session, row: tables.Disk, domain: tables.StorageDomain) -> str:
+    """Whom to ask about a disk: the host that copies it knows how far it is, and can stop. Another one only where that
+    one cannot be asked; the lock on the image keeps the two apart."""
+    return hosts.pick(scene, session, domain.data_center_id, row.host_id or domain.host_id)
+
+
 def again(scene: Scene, session: Session, row: tables.Disk) -> Errand:
     """Ask once more for a held disk that is not made yet."""
     domain = active(session, row.domain_id)
-    host_id = hosts.pick(scene, session, domain.data_center_id, domain.host_id)
+    host_id = row.host_id = _maker(scene, session, row, domain)
     if row.template_id is not None:
         sources.lock(session, row)
     until = scene.until(hostagent.create_volume)
@@ -309,7 +316,7 @@ def refuse_locked(row: tables.Disk) -> None:
 def deleting(scene: Scene, session: Session, row: tables.Disk) -> Errand:
     """Mark a held disk and answer what to ask for."""
     domain = active(session, row.domain_id)
-    host_id = hosts.pick(scene, session, domain.data_center_id, domain.host_id)
+    host_id = _maker(scene, session, row, domain)
     # one that was never finished is no whole disk, whatever becomes of its deletion
     unfinished = row.state == "failed" or (row.state == "creating" and row.origin != "new")
     if row.state == "deleting":  # asked for again: what it was is not known any more, unless it was whole for sure

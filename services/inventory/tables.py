@@ -126,7 +126,8 @@ class Template(Row):
 
 
 class Disk(Row):
-    """`origin`: new, or a copy of or thin on `source_disk_id`. `template_id`: it is a template's, and in no VM."""
+    """`origin`: new, or a copy of or thin on `source_disk_id`. `template_id`: it is a template's, and in no VM.
+    `host_id`: who was asked to make it from that one; a copy goes on there."""
 
     __tablename__ = "disks"
     alias: Mapped[str] = mapped_column(sa.String(255))
@@ -144,6 +145,7 @@ class Disk(Row):
     source_disk_id: Mapped[str | None] = mapped_column(Id, index=True)
     copied: Mapped[int | None] = mapped_column(sa.BigInteger)
     to_copy: Mapped[int | None] = mapped_column(sa.BigInteger)
+    host_id: Mapped[str | None] = mapped_column(Id)
     state: Mapped[str] = mapped_column(sa.String(16), index=True)
     problem: Mapped[str | None] = mapped_column(sa.Text)
     asked_until: Mapped[dt.datetime] = mapped_column(UtcTime)
