@@ -1,6 +1,7 @@
 """Who has a disk plugged is asked of every QEMU at once: mute ones do not add up while the disk is held."""
 
 import socket
+import tempfile
 import threading
 from collections.abc import Iterator
 from pathlib import Path
@@ -52,17 +53,24 @@ class Mutes:
 
 
 @pytest.fixture
-def mutes(tmp_path: Path) -> Iterator[Mutes]:
-    made = Mutes(tmp_path)
+def folder() -> Iterator[Path]:
+    """A short name: a socket's path has 107 bytes, and pytest's own folders leave too few."""
+    with tempfile.TemporaryDirectory(prefix="ds-") as made:
+        yield Path(made)
+
+
+@pytest.fixture
+def mutes(folder: Path) -> Iterator[Mutes]:
+    made = Mutes(folder)
     yield made
     made.close()
 
 
-def test_mute_qemus_are_waited_for_together(mutes: Mutes, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_mute_qemus_are_waited_for_together(mutes: Mutes, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     here = {vm_id: process.Process(1, 1, vm_id, ()) for vm_id in VMS}
     monkeypatch.setattr(process, "everyone", lambda: here)
     monkeypatch.setattr(look, "USERS_SECONDS", 1.0)
-    eyes: Any = look.Eyes(None, Monitors(tmp_path), None, None, None)  # type: ignore[arg-type]
+    eyes: Any = look.Eyes(None, Monitors(folder), None, None, None)  # type: ignore[arg-type]
     deleted: list[Any] = []
     storage = SimpleNamespace(delete_image=lambda *what, **_: deleted.append(what))
     parts: Any = SimpleNamespace(disks=Named(), eyes=eyes, storage=storage)
