@@ -26,8 +26,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Job:
-    """A block job. `base` and `top` are node names, None where the graph does not tell. `active`: it mirrors what the
-    guest writes, and needs a pivot."""
+    """A block job. `base` and `top` are node names, None where the graph does not tell: of a pull, the lowest node that
+    leaves the chain and the one that stays. `active`: it mirrors what the guest writes, and needs a pivot."""
 
     id: str
     type: str
@@ -128,6 +128,8 @@ class _Net:
         """base and top of a commit: its base or target, and the highest node that it copies from. An active one names
         that as its source; its intermediate nodes are only what lies between (none for a single layer)."""
         edges = self._edges_of(job_id)
+        if "active node" in edges:  # a stream: the intermediate nodes go, the last of them stands on what stays below
+            return self._name(self._lowest(edges.get("intermediate node", []))), self._name(edges["active node"][0])
         bases = edges.get("base") or edges.get("target") or []
         sources = edges.get("source") or edges.get("intermediate node") or []
         return self._name(bases[0] if bases else None), self._name(self._highest(sources))
@@ -144,6 +146,11 @@ class _Net:
         """The one of these that no other one of these has below it."""
         lower = {child for node in nodes for child in self._below.get(node, {}).get("backing", [])}
         return next((node for node in nodes if node not in lower), None)
+
+    def _lowest(self, nodes: list[int]) -> int | None:
+        """The one of these that stands on no other one of these."""
+        below = ((node, self._below.get(node, {}).get("backing", [])) for node in nodes)
+        return next((node for node, lower in below if not {*lower} & {*nodes}), None)
 
     def _child(self, node: int, edge: str) -> int | None:
         children = self._below.get(node, {}).get(edge)

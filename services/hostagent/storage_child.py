@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from contracts import errors
-from services.hostagent import copying, creation, discard, domain, layout, merging, scan, thin, volume
+from services.hostagent import copying, creation, discard, domain, layout, merging, pulling, scan, thin, volume
 
 OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "create_domain": domain.create,
@@ -35,6 +35,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "mark": volume.mark,
     "record_merge": merging.record_merge,
     "unrecorded": merging.unrecorded,
+    "record_pull": pulling.record_pull,
     "put_back": merging.put_back,
     "record_chain": volume.record_chain,
     "resize": volume.resize,
@@ -44,7 +45,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
 
 
 _IDS = {
-    *("image", "volume", "parent", "base", "top", "child", "heir", "stands_on"),
+    *("image", "volume", "parent", "base", "top", "child", "heir", "ground", "stands_on"),
     *("source_image", "template_image", "template_volume"),
 }
 _LISTS = {"volumes", "between", "below", "ids", "unused"}

@@ -59,8 +59,7 @@ class Storing:
     def record_merge(self, request: Request) -> dict[str, Any]:
         # a cancel does not stop it: it writes down what has happened already
         with self._parts.turn(request, fenced=False):
-            dropped = [request["top_id"], *request["between"]]
-            self._refuse_open(request, dropped)
+            self._refuse_open(request, [views.ends_of(request).gone, *request["between"]])
             self._record.write(request)
         return {}
 

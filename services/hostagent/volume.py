@@ -56,6 +56,7 @@ def facts(volume: chain.Volume) -> dict[str, Any]:
         "actual_size": volume.actual_size,
         "legality": volume.legality,
         "volume_type": volume.volume_type,
+        "bitmaps": volume.bitmaps,
         "template_disk_id": volume.image if volume.volume_type == "shared" else None,
         "created_at": None if created is None else datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
@@ -139,7 +140,7 @@ def _with_header(
         raise errors.ChainBroken(disk_id=image, reason=reason)
     if header.corrupt:
         raise errors.ChainBroken(disk_id=image, reason=f"{file}: QEMU marked it corrupt")
-    known["capacity"] = header.virtual_size
+    known |= {"capacity": header.virtual_size, "bitmaps": header.bitmaps}
     if header.backing is None:
         return chain.Volume(**known)
     known["backing_name"] = header.backing

@@ -113,10 +113,10 @@ def unrecorded(facts: DiskFacts) -> dict[str, str]:
     found = {}
     for child in volumes.values():
         top, base = child.parent_id, child.backing_id
-        if child.legality != "legal" or top is None or base is None or top == base:
+        if child.legality != "legal" or top is None or top == base or child.format != "cow":
             continue
         below = facts.storage.below(top)
-        between = below[below.index(base) + 1 :] if base in below else ()
+        between = below if base is None else below[below.index(base) + 1 :] if base in below else ()
         if between and all(volumes[id_].legality == "legal" for id_ in between):
             found[child.volume_id] = top
     return found

@@ -37,7 +37,7 @@ class Job:
 @dataclass(frozen=True)
 class Volume:
     """One volume on the storage. `parent_id` is what `.meta` says, `backing_id` what the qcow2 header says, by the name
-    `backing`."""
+    `backing`. `bitmaps`: dirty bitmaps that it keeps."""
 
     volume_id: str
     parent_id: str | None
@@ -49,6 +49,7 @@ class Volume:
     volume_type: str
     backing: str | None = None
     template_disk_id: str | None = None
+    bitmaps: int = 0
 
 
 @dataclass(frozen=True)
@@ -189,4 +190,5 @@ def _volume(told: Mapping[str, Any]) -> Volume:
         told["volume_type"],
         told.get("backing"),
         told.get("template_disk_id"),
+        told.get("bitmaps", 0),
     )

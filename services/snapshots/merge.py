@@ -1,5 +1,5 @@
-"""One merge of a disk: top, and what lies between, is merged down into base under the running VM. The flow, read from
-the top.
+"""One merge of a disk: top, and what lies between, is merged down into base under the running VM, or these are pulled
+up into top where that copies far less. The flow, read from the top.
 
 What is believed: QEMU, then the storage, then libvirt, then our database; the decisions are in chain.py.
 """
@@ -16,11 +16,12 @@ from sqlalchemy.orm import Session
 from chassis import logs
 from chassis.steps import DONE, STUCK, UNDONE, Failed, Flow, FlowKind, FlowRow, GoOn, Look, Step, Unknown
 from contracts import errors, hostagent
-from services.snapshots import chain, jobs, pace, peers, removal, store, store_jobs, store_removals
+from services.snapshots import chain, direction, jobs, pace, peers, removal, store, store_jobs, store_removals
 from services.snapshots.chain import Do, Verdict
 from services.snapshots.desk import Desk
 from services.snapshots.facts import DiskFacts
 from services.snapshots.pace import Pace
+from services.snapshots.plan import MergePlan
 from services.snapshots.store_jobs import MergeRow
 
 NAME = "merge"
@@ -61,6 +62,7 @@ class Merge:
             marked = store_removals.restorable_of(session, flow.id)
         with peers.patient():
             plan = chain.plan_merge(row.vm_id, known, row.plan.removed, facts)
+        plan = direction.cheaper(plan, known, facts, self.desk.settings.policy())
         flow.save(marked=marked)  # who takes restorability away may give it back, where nothing came of the merge
         with flow.write() as session:
             store_jobs.shut_gate(session)  # no two promise the same space
@@ -70,14 +72,14 @@ class Merge:
     # -- extend: base is large enough ---------------------------------------------------------------------
 
     def extended(self, flow: Flow) -> Look:
-        """A live commit on files grows base by itself (`qemu-img resize` would be refused by QEMU's lock), and
+        """A live job on files grows what stays by itself (`qemu-img resize` would be refused by QEMU's lock), and
         `record` checks it. Block storage and offline merges will ask here."""
         return Look.SETTLED
 
     def extend(self, flow: Flow) -> None:
         raise Failed(errors.InternalError(correlation_id=flow.id))  # nothing leads here yet
 
-    # -- commit: everything of top is in base, but for what the guest writes now --------------------------
+    # -- commit (or pull): everything is in what stays, but for what the guest writes now -----------------
 
     def committed(self, flow: Flow) -> Look:
         row, facts = self._look(flow)
@@ -96,9 +98,9 @@ class Merge:
 
     def commit(self, flow: Flow) -> None:
         row = self._row(flow)
-        request = {**_merge_ask(flow, row), "bandwidth": row.bandwidth}
+        start = hostagent.start_pull if row.pull else hostagent.start_commit
         with counted(flow), peers.patient():
-            self.desk.peers.ask(row.host_id, hostagent.start_commit, request)
+            self.desk.peers.ask(row.host_id, start, {**_merge_ask(flow, row), "bandwidth": row.bandwidth})
         flow.save(started=True)
 
     def cancel(self, flow: Flow) -> Look | None:
@@ -106,10 +108,9 @@ class Merge:
         row, facts = self._look(flow)
         _refuse_to_turn(row, facts)
         # asked without a job too: an ask of ours whose answer was lost may be about to begin one; a cancel ends that
-        request = {"vm_id": row.vm_id, "disk": _ref(row), **_ends(row), "claim": peers.claim_of(flow)}
         try:
             with peers.patient():
-                self.desk.peers.ask(row.host_id, hostagent.cancel_job, request)
+                self.desk.peers.ask(row.host_id, hostagent.cancel_job, _cancel_ask(flow, row))
         except errors.ForeignJob:
             return None  # no job of ours runs, and none will begin: the agent refuses late asks before it looks
         row, facts = self._look(flow)  # whether it was in time, QEMU knows
@@ -148,15 +149,16 @@ class Merge:
         _refuse_to_turn(row, facts)
         return Look.RUNNING if facts.paused_by_pivot else None
 
-    # -- record: the storage's metadata, then our database, agree with the chain without top --------------
+    # -- record: the storage's metadata, then our database, agree with the chain as it is now -------------
 
     def recorded(self, flow: Flow) -> Look:
         return _settled(self._row(flow).recorded)
 
     def record(self, flow: Flow) -> None:
         row = self._row(flow)
+        record = hostagent.record_pull if row.pull else hostagent.record_merge
         with peers.patient():
-            self.desk.peers.ask(row.host_id, hostagent.record_merge, _merge_ask(flow, row))
+            self.desk.peers.ask(row.host_id, record, _merge_ask(flow, row))
         row, facts = self._look(flow)
         _look_of(row, chain.recorded(row.plan, facts))
         with flow.write() as session:
@@ -165,7 +167,7 @@ class Merge:
                 store_jobs.change_merge(session, flow.id, recorded=True)
                 store.keep_sizes(session, {id_: seen.actual_size for id_, seen in facts.storage.volumes.items()})
 
-    # -- discard: top and what lay between are gone -------------------------------------------------------
+    # -- discard: what is not needed any more is gone -----------------------------------------------------
 
     def discarded(self, flow: Flow) -> Look:
         return _settled(self._row(flow).discarded)
@@ -173,12 +175,12 @@ class Merge:
     def discard(self, flow: Flow) -> None:
         row, facts = self._look(flow)
         plan = row.plan
-        doomed = {"volume_id": plan.top_id, "below": list(plan.between)}
+        doomed = {"volume_id": plan.dropped[0], "below": list(plan.dropped[1:])}
         request = {"vm_id": row.vm_id, "disk": _ref(row), **doomed, "claim": peers.claim_of(flow)}
         with peers.patient():
             self.desk.peers.ask(row.host_id, hostagent.discard_volume, request)
         gone = sum(facts.storage.size(volume_id) for volume_id in plan.dropped) or plan.copy
-        back = chain.returned(row.before + gone, facts.storage.size(plan.base_id))
+        back = chain.returned(row.before + gone, facts.storage.size(plan.stays))
         with flow.write() as session:
             store.forget_volumes(session, plan.dropped)
             store_jobs.change_merge(session, flow.id, discarded=True, bytes_returned=back)
@@ -286,7 +288,7 @@ def counted(flow: Flow) -> Iterator[None]:
         raise
 
 
-def _find_room(session: Session, plan: chain.MergePlan, row: MergeRow, free: int) -> None:
+def _find_room(session: Session, plan: MergePlan, row: MergeRow, free: int) -> None:
     """Raises NoSpace, or Unknown while others are at work: they give space back when they end."""
     promised = store_jobs.promised(session, row.domain_id, row.id)
     others = store_jobs.others_at_work(session, row.domain_id, row.id)
@@ -294,14 +296,15 @@ def _find_room(session: Session, plan: chain.MergePlan, row: MergeRow, free: int
         chain.room(plan, row.domain_id, free, promised, row.reserve)
 
 
-def keep_plan(session: Session, merge_id: str, plan: chain.MergePlan, facts: DiskFacts) -> None:
+def keep_plan(session: Session, merge_id: str, plan: MergePlan, facts: DiskFacts) -> None:
     """The plan of the merge, as it was computed from these facts. Its snapshots are not restorable from then on, before
-    the first byte is copied: base becomes a mixture of several moments."""
+    the first byte is copied: base becomes a mixture of several moments (in a pull it does not, but it will go)."""
     for snapshot_id in store_removals.snapshots_of(session, [merge_id])[merge_id]:
         store.change_snapshot(session, snapshot_id, restorable=False)
-    ends = {"child_id": plan.child_id, "between": list(plan.between)}
+    ends: dict[str, Any] = {"child_id": plan.child_id, "between": list(plan.between)}
+    ends |= {"pull": plan.pull, "below_id": plan.below_id, "note": plan.note}
     sizes = {"copy_bytes": plan.copy, "needs": plan.needs, "returns": plan.returns}
-    before = facts.storage.size(plan.base_id)
+    before = facts.storage.size(plan.stays)
     store_jobs.change_merge(session, merge_id, planned=True, before=before, **ends, **sizes)
     store_jobs.change(session, merge_id, end=plan.copy)
     store.keep_sizes(session, {id_: seen.actual_size for id_, seen in facts.storage.volumes.items()})
@@ -323,7 +326,7 @@ def _refuse_to_turn(row: MergeRow, facts: DiskFacts) -> None:
     if facts.unknown:
         raise Unknown(errors.VmUnsure(vm_id=row.vm_id, reason=facts.unknown))
     if chain.merged(row.plan, facts):
-        raise GoOn("base holds everything already")
+        raise GoOn("what stays holds everything already")
 
 
 def _settled(done: bool) -> Look:
@@ -344,10 +347,17 @@ def _ref(row: MergeRow) -> dict[str, Any]:
 
 
 def _merge_ask(flow: Flow, row: MergeRow) -> dict[str, Any]:
-    """contracts.hostagent.MergeAsk."""
-    between = {"between": list(row.plan.between)}
-    return {"vm_id": row.vm_id, "disk": _ref(row), **_ends(row), **between, "claim": peers.claim_of(flow)}
+    """contracts.hostagent.MergeAsk or PullAsk."""
+    third = {"below_id": row.below_id} if row.pull else {"child_id": row.child_id}
+    ends = {**_ends(row), **third, "between": row.between}
+    return {"vm_id": row.vm_id, "disk": _ref(row), **ends, "claim": peers.claim_of(flow)}
+
+
+def _cancel_ask(flow: Flow, row: MergeRow) -> dict[str, Any]:
+    """contracts.hostagent.CancelJob."""
+    ends = {**_ends(row), "child_id": row.child_id, "pull": row.pull}
+    return {"vm_id": row.vm_id, "disk": _ref(row), **ends, "claim": peers.claim_of(flow)}
 
 
 def _ends(row: MergeRow) -> dict[str, Any]:
-    return {"base_id": row.plan.base_id, "top_id": row.plan.top_id, "child_id": row.plan.child_id}
+    return {"base_id": row.base_id, "top_id": row.top_id}

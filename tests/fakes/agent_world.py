@@ -7,40 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from contracts import errors
+from tests.fakes.agent_job import Job
 from tests.fakes.agent_storage import MIB, Facts, Storage
 
 _pids = itertools.count(4000)
-
-
-@dataclass
-class Job:
-    """A block commit. `active`: top is what QEMU writes to, so that the job ends in ready and needs a pivot.
-    `between`: the layers that go down with top."""
-
-    base_id: str
-    top_id: str
-    child_id: str | None
-    end: int
-    speed: int
-    cur: int = 0
-    between: list[str] = field(default_factory=list)
-
-    @property
-    def active(self) -> bool:
-        return self.child_id is None
-
-    @property
-    def ready(self) -> bool:
-        return self.active and self.cur >= self.end
-
-    def has_ends(self, ask: Facts) -> bool:
-        return (self.base_id, self.top_id, self.child_id) == (ask["base_id"], ask["top_id"], ask["child_id"])
-
-    def facts(self) -> Facts:
-        ends = {"base_id": self.base_id, "top_id": self.top_id, "child_id": self.child_id}
-        shown = {"cur": self.cur, "end": self.end, "speed": self.speed}
-        status = "ready" if self.ready else "running"
-        return {**ends, **shown, "type": "commit", "status": status, "ready": self.ready}
 
 
 @dataclass
@@ -232,6 +202,25 @@ class World:
             self._record(disk_id, ask)
         return {}
 
+    def start_pull(self, ask: Facts) -> Facts:
+        ask, disk_id = {**ask, "pull": True}, ask["disk"]["disk_id"]
+        self._take_claim(disk_id, ask["claim"])
+        vm = self._running(ask["vm_id"], "the pull was to start")
+        job, chain = vm.jobs.get(disk_id), vm.chains[disk_id]
+        if job is not None and not job.has_ends(ask):
+            raise errors.ForeignJob(disk_id=disk_id, job=f"{job.facts()['type']} of {job.top_id}")
+        if job is None and ask["base_id"] in chain:
+            below = [ask["below_id"]] if ask["below_id"] else []
+            going = [ask["top_id"], *ask["between"], ask["base_id"]]
+            if chain[: len(going) + 1] != going + below:
+                raise errors.ChainDiffers(disk_id=disk_id, reason=f"QEMU has {chain}")
+            ends = (ask["base_id"], ask["top_id"], None)
+            more = {"between": ask["between"], "pull": True, "below_id": ask["below_id"]}
+            vm.jobs[disk_id] = Job(*ends, end=self.job_bytes, speed=ask["bandwidth"], **more)
+        elif job is None:
+            self._record_pull(disk_id, ask)
+        return {}
+
     def set_bandwidth(self, ask: Facts) -> Facts:
         self._take_claim(ask["disk"]["disk_id"], ask["claim"])
         job = self._running(ask["vm_id"], "its job was to be limited").jobs.get(ask["disk"]["disk_id"])
@@ -247,8 +236,10 @@ class World:
         job = vm.jobs.get(disk_id) if vm and ask["top_id"] else None
         if job is not None and not job.has_ends(ask):
             raise errors.ForeignJob(disk_id=disk_id, job=f"commit of {job.top_id}")
-        if vm is None and ask["child_id"]:
+        if vm is None and (ask["child_id"] or ask["pull"]):
             self._put_back(disk_id)
+        if vm is not None and job is None and ask["pull"] and ask["base_id"] not in vm.chains[disk_id]:
+            self._record_pull(disk_id, ask)
         if vm is not None and job is None and ask["child_id"] and ask["top_id"] not in vm.chains[disk_id]:
             self._record(disk_id, {"between": [], **ask})
         if vm is not None and job is not None:
@@ -276,6 +267,24 @@ class World:
         self._check_claim(disk_id, ask["claim"])
         self._record(disk_id, ask)
         return {}
+
+    def record_pull(self, ask: Facts) -> Facts:
+        disk_id = ask["disk"]["disk_id"]
+        self._check_claim(disk_id, ask["claim"])
+        self._record_pull(disk_id, ask)
+        return {}
+
+    def _record_pull(self, disk_id: str, ask: Facts) -> None:
+        top, volumes = self.storage.volume(disk_id, ask["top_id"]), self.storage.image(disk_id).volumes
+        base, vm = volumes.get(ask["base_id"]), self._with_disk(ask["vm_id"], disk_id)
+        begun = base is None or base.legality == "illegal" or top.parent_id == top.backing_id
+        if not begun and (vm is None or ask["base_id"] in vm.chains[disk_id]):
+            raise errors.JobFailed(disk_id=disk_id, reason="it was not recorded")
+        at = top.parent_id
+        while at is not None and at != top.backing_id and at in volumes:
+            volumes[at].legality = "illegal"
+            at = volumes[at].backing_id
+        top.parent_id = top.backing_id
 
     def _record(self, disk_id: str, ask: Facts) -> None:
         """A record that was begun is finished; to begin one, a QEMU must live and have left top."""
@@ -357,10 +366,11 @@ class World:
         if job.cur >= job.end and not job.active:
             status = "completed"
             del vm.jobs[disk_id]
-            for gone in (job.top_id, *job.between):
+            for gone in (job.base_id if job.pull else job.top_id, *job.between):
                 vm.chains[disk_id].remove(gone)
-            assert job.child_id is not None
-            self.storage.volume(disk_id, job.child_id).backing_id = job.base_id
+            carrier = job.top_id if job.pull else job.child_id
+            assert carrier is not None
+            self.storage.volume(disk_id, carrier).backing_id = job.below_id if job.pull else job.base_id
         self.news.append(("job", vm.spec["id"], disk_id, status, job.cur, job.end))
 
 

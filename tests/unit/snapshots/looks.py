@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from services.snapshots.chain import MergePlan
 from services.snapshots.facts import DiskFacts, Job, Libvirt, Qemu, Storage, Volume
+from services.snapshots.plan import MergePlan
 
 GIB = 2**30
 CHAIN = ("v1", "v2", "v3")

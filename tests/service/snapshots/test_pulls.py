@@ -1,0 +1,163 @@
+"""Layers that hold far less than the active one are pulled up into it; to the user it reads like any other removal."""
+
+from __future__ import annotations
+
+import contextlib
+import pathlib
+from typing import Any
+
+import pytest
+
+from contracts import errors, snapshots
+from tests.fakes.agent import FakeAgent
+from tests.fakes.agent_storage import MIB
+from tests.fakes.process import Process
+from tests.fakes.site import Site, new
+
+EACH = ("before_ask", "after_ask", "after_settled")
+POINTS = [f"merge.{step}.{at}" for step in ("plan", "commit", "record", "discard") for at in EACH]
+
+
+def large(site: Site, vm: str, mib: int = 900) -> None:
+    """The guest has written much since the last snapshot."""
+    for disk in site.disk_ids(vm):
+        site.volumes(disk)[site.chain(disk)[-1]].actual_size = mib * MIB
+
+
+def taken(site: Site, vm: str, count: int) -> list[str]:
+    found = [site.taken(vm, description=f"number {number}") for number in range(count)]
+    large(site, vm)
+    return found
+
+
+@pytest.fixture
+def vm(site: Site, host: FakeAgent, running: Process) -> str:
+    return site.vm(host, disks=1)
+
+
+def the_merge(site: Site, removal: dict[str, Any]) -> dict[str, Any]:
+    (merge,) = site.removal(removal["id"])["merges"]
+    return dict(merge)
+
+
+def test_a_small_layer_is_pulled_and_the_leaf_stays(
+    site: Site, host: FakeAgent, url: str, tmp_path: pathlib.Path
+) -> None:
+    site.service(url, tmp_path)
+    vm = site.vm(host, disks=2)
+    first, last = taken(site, vm, 2)
+    before = [site.chain(disk) for disk in site.disk_ids(vm)]
+    plan = site.call(snapshots.remove_snapshots, job_id=new(), snapshots=[last], dry_run=True)
+    for merge in plan["merges"]:
+        assert (merge["direction"], merge["kind"], merge["bytes_to_copy"]) == ("pull", "pull", 196_608)
+        assert merge["space_needed"] == 196_608
+        assert "Pulling copies 192.0 KiB, committing 900.0 MiB." in merge["why"]
+    removal = site.remove_many([last])
+    assert site.end_of(removal)["state"] == "done"
+    assert [site.chain(disk) for disk in site.disk_ids(vm)] == [[one[0], one[2]] for one in before]
+    assert (host.asked("start_commit"), host.asked("pivot"), host.asked("record_merge")) == ([], [], [])
+    told = site.removal(removal["id"])
+    assert {merge["direction"] for merge in told["merges"]} == {"pull"}
+    assert told["merges"][0]["why"] == plan["merges"][0]["why"]
+    assert site.agrees(host, vm)
+    assert [one["id"] for one in site.call(snapshots.list_snapshots, vm_id=vm)["items"]] == [first]
+
+
+def test_a_whole_chain_goes_up_in_one_pull(site: Site, host: FakeAgent, vm: str) -> None:
+    removal = site.remove_many(taken(site, vm, 3))
+    assert site.end_of(removal)["state"] == "done"
+    merge = the_merge(site, removal)
+    assert (merge["direction"], merge["layers"]) == ("pull", 3)
+    (disk,) = site.disk_ids(vm)
+    (left,) = site.chain(disk)
+    assert left == merge["top_id"]
+    assert site.volumes(disk)[left].backing_id is None
+    (discard,) = host.asked("discard_volume")
+    assert [discard["volume_id"], *discard["below"]][-1] == merge["base_id"]
+    assert site.agrees(host, vm)
+    later = site.taken(vm)
+    assert site.end_of(site.remove(later))["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+def test_a_range_below_is_committed_and_then_the_rest_is_pulled_onto_it(site: Site, host: FakeAgent, vm: str) -> None:
+    first, _, third = taken(site, vm, 3)
+    removal = site.remove_many([first, third])
+    assert site.end_of(removal, timeout=90)["state"] == "done"
+    assert sorted(one["direction"] for one in site.removal(removal["id"])["merges"]) == ["commit", "pull"]
+    assert site.agrees(host, vm)
+
+
+def test_layers_with_dirty_bitmaps_are_committed(site: Site, host: FakeAgent, vm: str) -> None:
+    (last,) = taken(site, vm, 1)
+    (disk,) = site.disk_ids(vm)
+    site.volumes(disk)[site.chain(disk)[0]].bitmaps = 1
+    merge = the_merge(site, removal := site.remove_many([last]))
+    assert (merge["direction"], merge["kind"]) == ("commit", "active")
+    assert "dirty bitmaps" in merge["why"]
+    assert site.end_of(removal)["state"] == "done"
+
+
+def test_a_cancelled_pull_leaves_the_snapshot_as_it_was(site: Site, host: FakeAgent, vm: str) -> None:
+    (last,) = taken(site, vm, 1)
+    host.world.job_rate = 0
+    removal = site.remove(last)
+    site.until(lambda: bool(host.asked("start_pull")), "the copy")
+    assert site.call(snapshots.get_snapshot, id=last)["restorable"] is False
+    site.call(snapshots.cancel_job, id=removal["id"])
+    assert site.end_of(removal)["state"] == "undone"
+    left = site.call(snapshots.get_snapshot, id=last)
+    assert (left["state"], left["restorable"]) == ("ok", True)
+    assert site.agrees(host, vm)
+    host.world.job_rate = 64 * MIB
+    assert site.end_of(site.remove(last))["state"] == "done"
+
+
+def test_a_vm_that_stops_within_a_pull_starts_as_before(site: Site, host: FakeAgent, vm: str) -> None:
+    (last,) = taken(site, vm, 1)
+    host.world.job_rate = 0
+    removal = site.remove(last)
+    site.until(lambda: bool(host.asked("start_pull")), "the copy")
+    site.stop(host, vm)
+    ended = site.end_of(removal, timeout=90)
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "vm_stopped")
+    site.start(host, vm)
+    assert site.agrees(host, vm)
+    assert site.call(snapshots.get_snapshot, id=last)["restorable"]
+
+
+def test_a_pull_that_would_touch_the_reserve_is_stopped(site: Site, host: FakeAgent, vm: str) -> None:
+    (last,) = taken(site, vm, 1)
+    host.world.job_rate = 1
+    removal = site.remove(last)
+    site.until(lambda: bool(host.asked("start_pull")), "the copy")
+    with host.world.storage.lock:
+        host.world.storage.domains[site.domain["id"]].free = 0
+    ended = site.end_of(removal, timeout=90)
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "no_space")
+    assert site.agrees(host, vm)
+
+
+@pytest.mark.parametrize("lost", ["start_pull", "record_pull"])
+def test_an_ask_whose_answer_was_lost_is_not_done_twice(site: Site, host: FakeAgent, vm: str, lost: str) -> None:
+    (last,) = taken(site, vm, 1)
+    host.lose(lost)
+    assert site.end_of(site.remove(last), timeout=90)["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("point", POINTS)
+def test_a_pull_survives(site: Site, host: FakeAgent, vm: str, point: str) -> None:
+    first, last = taken(site, vm, 2)
+    armed = site.restart(crash=point)
+    ask = {"id": last, "job_id": new()}
+    with contextlib.suppress(errors.NoAnswer, errors.ServiceAway):
+        site.bus.call(snapshots.remove_snapshot, ask, deadline=3.0)
+    assert armed.wait(60) == -9
+    site.restart()
+    removal = site.remove(last, job_id=ask["job_id"])
+    assert site.end_of(removal)["state"] == "done"
+    assert the_merge(site, removal)["direction"] == "pull"
+    assert [one["id"] for one in site.call(snapshots.list_snapshots, vm_id=vm)["items"]] == [first]
+    assert site.agrees(host, vm)
