@@ -21,7 +21,7 @@ class Policy:
     """Pull where a commit would copy at least `ratio` times as much, and at least `saves` bytes more."""
 
     ratio: float = 4.0
-    saves: int = 64 * 2**20
+    saves: int = 256 * 2**20
 
 
 RULE = Policy()

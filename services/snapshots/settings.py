@@ -37,8 +37,8 @@ class SnapshotsSettings(FrameSettings):
         check=between(1, 1e9),
     )
     pull_saves: int = setting(
-        64 * 2**20,
-        "and at least so many bytes more: less is copied within a second either way",
+        256 * 2**20,
+        "and at least so many bytes more: less is copied within a second or two either way",
         check=between(0, 2**62),
     )
     disks_per_removal: int = setting(
