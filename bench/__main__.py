@@ -1,11 +1,11 @@
-"""`python -m bench [rpc http idle merge …]` (make bench): all lines, or those named."""
+"""`python -m bench [rpc http idle merge pull …]` (make bench): all lines, or those named."""
 
 import importlib
 import sys
 
 from bench import lines
 
-ALL = ("rpc", "http", "idle", "scan", "overview", "merge")
+ALL = ("rpc", "http", "idle", "scan", "overview", "merge", "pull")
 
 
 def main() -> None:

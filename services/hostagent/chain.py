@@ -183,6 +183,17 @@ def _sound_down_to(by_id: Mapping[str, Volume], top: str, base: str | None) -> b
     return False
 
 
+def left_behind(volumes: Mapping[str, Volume], leaf: str) -> list[str]:
+    """The volumes that a pull nobody recorded left below this one's record: from there down to what its header names.
+    They went into it, if the pull was whole."""
+    found: list[str] = []
+    at = volumes[leaf].parent
+    while at is not None and at != volumes[leaf].backing and at in volumes and at not in found:
+        found.append(at)
+        at = volumes[at].backing
+    return found
+
+
 def children(volumes: Iterable[Volume], volume_id: str) -> list[str]:
     """Who stands on a volume, by header or by record, whatever the marks; sorted."""
     return sorted(v.id for v in volumes if volume_id in {v.parent, v.backing} and v.id != volume_id)

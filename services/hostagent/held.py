@@ -67,6 +67,16 @@ def missing(path: str, lower: str, disk_id: str) -> Range | None:
     return None
 
 
+def refuse_missing(path: str, lower: str, disk_id: str) -> None:
+    """Raises StorageFailed while the tables of `path` on the storage lack anything that `lower` has."""
+    gap = missing(path, lower, disk_id)
+    if gap is not None:
+        reason = (
+            f"bytes {gap[0]} to {gap[1]}, which {lower} holds, are not in its tables: QEMU has not written them out"
+        )
+        raise errors.StorageFailed(action="recording a pull", path=path, reason=reason)
+
+
 def _gap(wanted: Range, upper: _Tables) -> Range | None:
     at, end = wanted[0], min(wanted[1], upper.size)
     for number in range(at // upper.step, -(-end // upper.step)):

@@ -45,7 +45,7 @@ def record_pull(
                 reason = f"QEMU is gone, and it was not recorded that {base} went up into {top}"
                 raise errors.JobFailed(disk_id=image, reason=reason)
             for one in gone:
-                _refuse_missing(place, image, top, one)
+                held.refuse_missing(place.file(image, top), place.file(image, one), image)
         files.sync(place.file(image, top))
         for one in gone:
             volume.change(place, image, one, legality="illegal")
@@ -73,11 +73,3 @@ def _check_pulled(image: str, volumes: Mapping[str, chain.Volume], top: str, gro
     if volumes[top].backing != ground:
         reason = f"volume {top} stands on {volumes[top].backing}, not on {ground}: the pull is not done"
         raise errors.ChainDiffers(disk_id=image, reason=reason)
-
-
-def _refuse_missing(place: layout.Place, image: str, top: str, gone: str) -> None:
-    """Raises StorageFailed while top's tables on the storage lack anything that the other one has."""
-    gap = held.missing(place.file(image, top), place.file(image, gone), image)
-    if gap is not None:
-        reason = f"bytes {gap[0]} to {gap[1]}, which {gone} holds, are not in its tables: QEMU has not written them out"
-        raise errors.StorageFailed(action="recording a pull", path=place.file(image, top), reason=reason)

@@ -91,7 +91,7 @@ class Record:
             if qemu.job is not None:
                 raise errors.ForeignJob(disk_id=disk["disk_id"], job=qemu.job.id)
             crash.point("record.before_flush")
-            self._flush(vm_id, qemu)
+            self.flush(vm_id, qemu)
             crash.point("record.after_flush")
             return True
         base = qemu.layers[qemu.ids.index(request["base_id"])]
@@ -100,7 +100,7 @@ class Record:
         refuse_written(base)
         return True
 
-    def _flush(self, vm_id: str, qemu: views.Qemu) -> None:
+    def flush(self, vm_id: str, qemu: views.Qemu) -> None:
         """Make QEMU write out the leaf's tables, as a guest's flush does. It answers the same when that fails: what is
         believed is what the storage then shows (pulling.py). Raises VmUnsure."""
         words = f"qemu-io {qemu.layers[0].node} flush"

@@ -89,6 +89,7 @@ class Storing:
             raise errors.ChainDiffers(disk_id=disk["disk_id"], reason="QEMU's chain has changed meanwhile")
         for layer in qemu.layers[1:]:
             refuse_written(layer)
+        self._record.flush(vm_id, qemu)  # after a pull that nobody recorded the leaf has to hold what is dropped
         return True
 
     def discard(self, request: Request) -> dict[str, Any]:

@@ -132,7 +132,7 @@ def _put_back(facts: DiskFacts, back: Mapping[str, str]) -> DiskFacts:
 
 
 def _not_recorded(books: Books, facts: DiskFacts, child: str, top: str) -> Difference:
-    base = facts.storage.volumes[child].backing_id
+    base = facts.storage.volumes[child].backing_id or "nothing"
     message = (
         f"Volume {child} stands on {base}, its metadata on {top}: a merge that was not recorded, perhaps not whole."
     )

@@ -1,0 +1,84 @@
+"""A snapshot that holds far less than the active volume is pulled up into it, and whatever dies, nothing is lost."""
+
+import subprocess
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+
+from deploy.world import Machine, World
+from tests.system.product import deaths
+from tests.system.product.test_deaths import qemu_killer
+
+pytestmark = pytest.mark.lab
+VmOf = Callable[..., Machine]
+
+POINTS = [
+    ("snapshots", "merge.commit.after_ask"),
+    ("snapshots", "merge.record.before_ask"),
+    ("snapshots", "merge.discard.after_ask"),
+    ("h1.agent", "commit.after_ask"),
+    ("h1.agent", "record.before_flush"),
+    ("h1.agent", "volume.pull.after_mark"),
+    ("h1.agent", "volume.pull.after_top"),
+    ("h1.agent", "volume.discard.renamed.data"),
+]
+
+
+def under_a_large_one(vm: Machine, snapshots: int = 1) -> list[str]:
+    """Snapshots of little, the first with 24 MiB that no other volume has, and an active volume of 400 MiB; all that
+    behind what the guest writes."""
+    fill(vm, "470M 24M")
+    taken = []
+    for number in range(snapshots):
+        vm.wait_for_writes(64)
+        taken.append(vm.snapshot(f"number {number}"))
+    fill(vm, "64M 400M")
+    return taken
+
+
+def fill(vm: Machine, where: str) -> None:
+    """Write into the active volume while the VM is down."""
+    vm.power_off()
+    leaf = vm.folder() / vm.chain()[-1]["volume_id"]
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P 5 {where}", str(leaf)], check=True, timeout=60)
+    vm.start()
+
+
+def directions(vm: Machine, job: dict[str, Any]) -> list[str]:
+    return [str(merge["kind"]) for merge in vm.api.merges.all(removal_id=job["id"])]
+
+
+def test_a_small_snapshot_goes_up_and_the_active_volume_stays(writing_vm: VmOf) -> None:
+    vm = writing_vm(mib=512)
+    kept, goes = under_a_large_one(vm, 2)
+    leaf = vm.chain()[-1]["volume_id"]
+    job = vm.remove(goes)
+    assert directions(vm, job) == ["pull"]
+    assert vm.chain()[-1]["volume_id"] == leaf
+    vm.wait_for_writes(64)
+    assert directions(vm, vm.remove(kept)) == ["pull"]
+    assert [one["volume_id"] for one in vm.chain()] == [leaf]
+    deaths.assert_whole(vm, snapshots=0)
+
+
+def test_a_qemu_that_dies_while_it_pulls_loses_nothing(world: World, writing_vm: VmOf) -> None:
+    vm = writing_vm(mib=512)
+    (goes,) = under_a_large_one(vm)
+    ended = deaths.remove_while_copying(vm, goes, qemu_killer(world, vm))
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "vm_stopped")
+    assert vm.api.snapshots.get(goes)["restorable"] is True
+    deaths.assert_undone_and_repeat(vm, ended, goes)
+    deaths.assert_whole(vm, snapshots=0)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("part", "point"), POINTS)
+@pytest.mark.parametrize("also", ["", "and QEMU"])
+def test_a_pull_survives(world: World, writing_vm: VmOf, part: str, point: str, also: str) -> None:
+    vm = writing_vm(mib=512)
+    (goes,) = under_a_large_one(vm)
+    hurt = qemu_killer(world, vm) if also else None
+    ended = deaths.remove_with_crash(world, vm, goes, part, point, also=hurt)
+    deaths.assert_undone_and_repeat(vm, ended, goes)
+    deaths.assert_whole(vm, snapshots=0)
