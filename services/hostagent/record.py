@@ -40,7 +40,7 @@ class Record:
     def settle(self, request: Request) -> None:
         """After the job of a merge without a pivot is gone: what QEMU has done is recorded, what died with it is put
         back."""
-        if request["child_id"] is None and not request["pull"]:
+        if request["child_id"] is None and not request.get("pull"):
             return
         qemu = self._parts.eyes.qemu(request["vm_id"], request["disk"])
         if qemu.state == "absent":
@@ -58,20 +58,17 @@ class Record:
 
     def _others(self, request: Request) -> Request:
         """`between`, the volumes from top down to base, without these, and for a pull `below_id`: QEMU left the headers
-        of all that went as they were, and nobody has changed top's record yet."""
+        of all that went as they were, and top's record is changed last."""
         view = self._parts.storage.volumes(request["disk"]["domain"], request["disk"]["disk_id"])
         below = {one["volume_id"]: one["backing_id"] for one in view["volumes"]}
-        ground = below.get(request["base_id"])
-        if request["pull"]:
-            below |= {
-                one["volume_id"]: one["parent_id"] for one in view["volumes"] if one["volume_id"] == request["top_id"]
-            }
+        records = {one["volume_id"]: one["parent_id"] for one in view["volumes"]}
+        top, base = request["top_id"], request["base_id"]
         found: list[str] = []
-        at = below.get(request["top_id"])
-        while at is not None and at != request["base_id"] and at not in found:
+        at = (records if request.get("pull") else below).get(top)
+        while at is not None and at != base and at not in found:
             found.append(at)
             at = below.get(at)
-        return {"between": found if at is not None else [], "below_id": ground}
+        return {"between": found if at is not None else [], "below_id": below.get(base if base in below else top)}
 
     def _concluded(self, request: Request) -> bool:
         """Whether the living QEMU has ended the job, and written out what the tables of what stays say. After a commit

@@ -261,7 +261,8 @@ def taken(session: Session, column: str) -> dict[str, int]:
 def promised(session: Session, domain_id: str, besides: str) -> int:
     """Bytes by which what stays of the other merges on a domain may still grow."""
     joined = merges.join(jobs, jobs.c.id == merges.c.id)
-    query = sa.select(merges.c.needs, jobs.c.cur).select_from(joined)
+    query = sa.select(merges.c.needs, jobs.c.end, jobs.c.cur).select_from(joined)
     where = (merges.c.domain_id == domain_id, merges.c.id != besides, merges.c.let_in, jobs.c.state.in_(BUSY))
     found = session.execute(query.where(*where, merges.c.planned, ~merges.c.recorded))
-    return sum(max(0, needs - cur) for needs, cur in found)
+    # a job counts the disk's bytes that it went over, holes too: they say how much is left, not how much was written
+    return sum(min(needs, max(0, end - cur)) for needs, end, cur in found)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -137,6 +138,21 @@ class Range(Operation):
 
     def ask(self, key: str) -> str:
         return str(self.place.api.remove_snapshots({"snapshots": list(self.targets)}, key=key)["id"])
+
+
+class Pull(Internal):
+    """The newest snapshot, which holds little, under an active volume that holds much: that is pulled up."""
+
+    def arrange(self) -> None:
+        _, goes = self._take(2)
+        vm = self.place.vm
+        vm.power_off()
+        for disk in range(len(vm.disks)):
+            fill(vm, disk, "24M 32M")
+        self.place.running(vm)
+        self._goes(vm, goes)
+        plan = self.place.api.remove_snapshots({"snapshots": [goes], "dry_run": True})
+        assert {merge["direction"] for merge in plan["merges"]} == {"pull"}, plan["merges"]
 
 
 class Many(Range):
@@ -295,6 +311,13 @@ class DropDomain(MakeDomain):
         assert not left, f"left behind in the domain's folder: {left[:6]}"
 
 
+def fill(vm: Machine, disk: int, where: str) -> None:
+    """Write into the active volume of a VM that is down, behind what its guest uses."""
+    leaf = vm.folder(disk) / vm.chain(disk)[-1]["volume_id"]
+    words = ["qemu-io", "-f", "qcow2", "-c", f"write -q -P 5 {where}", str(leaf)]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+
+
 def is_gone(ask: Callable[[], object]) -> bool:
     """Whether the API says that there is no such thing."""
     try:
@@ -311,6 +334,7 @@ ALL: dict[str, type[Operation]] = {
     "internal": Internal,
     "active": Active,
     "range": Range,
+    "pull": Pull,
     "many": Many,
     "cancel": Cancel,
     "start": Start,

@@ -22,9 +22,10 @@ _MERGE = (
     r"commit\.\w+",
     r"record\.after_ask",
     r"discard\.after_ask",
-    r"volume\.record\.after_(top|child|base)",
     r"volume\.discard\.(after_scan|renamed\.\w+|removed\.\w+)",
 )
+_RECORD = (r"volume\.record\.after_(top|child|base)",)
+_PULL = (r"record\.(before|after)_flush", r"volume\.pull\.\w+")
 _PIVOT = (r"merge\.pivot\.(before_ask|after_ask)", r"pivot\.\w+")
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "take": (
@@ -32,10 +33,11 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
         r"switch\.(before_ask|after_ask|after_create)",
         r"volume\.create\.\w+",
     ),
-    "internal": _MERGE,
-    "active": (*_MERGE, *_PIVOT),
-    "range": (*_MERGE, *_PIVOT, r"volume\.record\.after_between"),
-    "many": (*_MERGE, *_PIVOT),
+    "internal": (*_MERGE, *_RECORD),
+    "active": (*_MERGE, *_RECORD, *_PIVOT),
+    "range": (*_MERGE, *_RECORD, *_PIVOT, r"volume\.record\.after_between"),
+    "pull": (*_MERGE, *_PULL),
+    "many": (*_MERGE, *_RECORD, *_PIVOT),
     "cancel": (r"merge\.commit\.(before|after)_undo",),
     "start": (r"start\.\w+", r"inventory\.start_vm\.\w+"),
     "stop": (r"inventory\.(powering_off|shutting_down)\.\w+",),
@@ -44,7 +46,7 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "drop domain": (r"inventory\.delete_domain\.\w+", r"domain\.delete\.\w+"),
 }
 # The operations among which a run without a crash point chooses.
-MOVING = ("take", "internal", "active", "range", "many", "cancel")
+MOVING = ("take", "internal", "active", "range", "pull", "many", "cancel")
 
 
 @dataclass(frozen=True)

@@ -24,6 +24,8 @@ CELLS = [
     ("take", "snapshot.switch.before_ask", "qemu"),
     ("drop disk", "image.delete.renamed", "agent"),
     ("many", MOMENT, "host"),
+    ("pull", "volume.pull.after_mark", "qemu"),
+    ("pull", "record.after_flush", "host"),
 ]
 
 

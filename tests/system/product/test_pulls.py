@@ -1,16 +1,19 @@
 """A snapshot that holds far less than the active volume is pulled up into it, and whatever dies, nothing is lost."""
 
-import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 
+from deploy.stack.stack import Stack
 from deploy.world import Machine, World
+from tests.chaos import operations
 from tests.system.product import deaths
+from tests.system.product.conftest import furnished
 from tests.system.product.test_deaths import qemu_killer
 
 pytestmark = pytest.mark.lab
+SETTINGS = {"DRYSTONE_PULL_SAVES": str(32 * 2**20)}
 VmOf = Callable[..., Machine]
 
 POINTS = [
@@ -25,23 +28,28 @@ POINTS = [
 ]
 
 
+@pytest.fixture(scope="module")
+def world(request: pytest.FixtureRequest) -> Iterator[World]:
+    """One that pulls for less than the usual 256 MiB."""
+    yield from furnished(request, Stack(settings=SETTINGS))
+
+
 def under_a_large_one(vm: Machine, snapshots: int = 1) -> list[str]:
-    """Snapshots of little, the first with 24 MiB that no other volume has, and an active volume of 400 MiB; all that
+    """Snapshots of little, the first with 16 MiB that no other volume has, and an active volume of 160 MiB; all that
     behind what the guest writes."""
-    fill(vm, "470M 24M")
+    fill(vm, "32M 16M")
     taken = []
     for number in range(snapshots):
         vm.wait_for_writes(64)
         taken.append(vm.snapshot(f"number {number}"))
-    fill(vm, "64M 400M")
+    fill(vm, "64M 160M")
     return taken
 
 
 def fill(vm: Machine, where: str) -> None:
     """Write into the active volume while the VM is down."""
     vm.power_off()
-    leaf = vm.folder() / vm.chain()[-1]["volume_id"]
-    subprocess.run(["qemu-io", "-f", "qcow2", "-c", f"write -q -P 5 {where}", str(leaf)], check=True, timeout=60)
+    operations.fill(vm, 0, where)
     vm.start()
 
 
@@ -50,7 +58,7 @@ def directions(vm: Machine, job: dict[str, Any]) -> list[str]:
 
 
 def test_a_small_snapshot_goes_up_and_the_active_volume_stays(writing_vm: VmOf) -> None:
-    vm = writing_vm(mib=512)
+    vm = writing_vm()
     kept, goes = under_a_large_one(vm, 2)
     leaf = vm.chain()[-1]["volume_id"]
     job = vm.remove(goes)
@@ -63,7 +71,7 @@ def test_a_small_snapshot_goes_up_and_the_active_volume_stays(writing_vm: VmOf) 
 
 
 def test_a_qemu_that_dies_while_it_pulls_loses_nothing(world: World, writing_vm: VmOf) -> None:
-    vm = writing_vm(mib=512)
+    vm = writing_vm()
     (goes,) = under_a_large_one(vm)
     ended = deaths.remove_while_copying(vm, goes, qemu_killer(world, vm))
     assert (ended["state"], ended["reason"]["code"]) == ("undone", "vm_stopped")
@@ -76,7 +84,7 @@ def test_a_qemu_that_dies_while_it_pulls_loses_nothing(world: World, writing_vm:
 @pytest.mark.parametrize(("part", "point"), POINTS)
 @pytest.mark.parametrize("also", ["", "and QEMU"])
 def test_a_pull_survives(world: World, writing_vm: VmOf, part: str, point: str, also: str) -> None:
-    vm = writing_vm(mib=512)
+    vm = writing_vm()
     (goes,) = under_a_large_one(vm)
     hurt = qemu_killer(world, vm) if also else None
     ended = deaths.remove_with_crash(world, vm, goes, part, point, also=hurt)
