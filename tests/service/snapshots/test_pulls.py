@@ -56,6 +56,7 @@ def test_a_small_layer_is_pulled_and_the_leaf_stays(
     assert site.end_of(removal)["state"] == "done"
     assert [site.chain(disk) for disk in site.disk_ids(vm)] == [[one[0], one[2]] for one in before]
     assert (host.asked("start_commit"), host.asked("pivot"), host.asked("record_merge")) == ([], [], [])
+    assert max(merge["bytes_merged"] for merge in site.merges(removal["id"])) <= 196_608
     told = site.removal(removal["id"])
     assert {merge["direction"] for merge in told["merges"]} == {"pull"}
     assert told["merges"][0]["why"] == plan["merges"][0]["why"]
