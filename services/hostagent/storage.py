@@ -154,6 +154,10 @@ class Storage:
         and in each volume `backing` (the backing file string in its header, or null). NotFound: no such image."""
         return self._ask(QUICK, "volumes", {"domain": domain, "image": image}, deadline)
 
+    def check_variables(self, domain: Domain, image: str, *, deadline: float | None = None) -> None:
+        """Raises StorageFailed when the image's UEFI variables are no file of its own."""
+        self._ask(QUICK, "check_variables", {"domain": domain, "image": image}, deadline)
+
     def prepare_mark(
         self,
         domain: Domain,

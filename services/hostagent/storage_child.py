@@ -37,6 +37,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "unrecorded": merging.unrecorded,
     "put_back": merging.put_back,
     "record_chain": volume.record_chain,
+    "check_variables": volume.check_variables,
     "resize": volume.resize,
     "discard": discard.discard,
     "delete_image": discard.delete_image,

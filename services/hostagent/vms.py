@@ -108,6 +108,9 @@ class Vms:
 
     def _build(self, spec: dict[str, Any]) -> str:
         leaves = {disk["disk"]["disk_id"]: self._leaf(disk) for disk in spec["disks"]}
+        first = domainxml.boot_disk(spec)
+        if spec["firmware"] == "uefi" and first is not None:
+            self._storage.check_variables(first["disk"]["domain"], first["disk"]["disk_id"])
         kvm = accelerator.kvm(self._place.accelerator, self._place.emulator)
         socket = self._monitors.path(spec["id"])
         socket.parent.mkdir(parents=True, exist_ok=True)

@@ -230,6 +230,21 @@ def mark(domain: Ref, image: str, volume: str, legality: str, heir: str | None =
         change(place, image, volume, legality=legality, heir=heir)
 
 
+def check_variables(domain: Ref, image: str) -> None:
+    """Before a start with UEFI firmware, which writes there: the image's variables are a file of its own, or not there
+    yet. QEMU would follow a link, into another volume too."""
+    place = layout.Place(domain["path"], domain["id"])
+    path = layout.variables_path(place.path, place.id, image)
+    with files.guard("check_variables", path, place.id):
+        try:
+            facts = os.lstat(path)
+        except FileNotFoundError:
+            return
+        if not stat.S_ISREG(facts.st_mode) or facts.st_nlink > 1:
+            reason = "it is no file of its own; take it away, and the VM begins with new variables"
+            raise errors.StorageFailed(action="a start with these UEFI variables", path=path, reason=reason)
+
+
 def resize(domain: Ref, image: str, volume: str, capacity: int) -> None:
     """Record a capacity in bytes."""
     place = _opened(domain)

@@ -7,11 +7,13 @@ from pathlib import Path
 
 import pytest
 
+from client.errors import ApiError
 from deploy.stack import wait
 from deploy.world import MIB, Machine, World
 
 pytestmark = pytest.mark.lab
 FIRMWARE_SECONDS = 120  # the firmware comes first, under emulation
+FIRMWARE = "/usr/share/qemu/firmware"  # what libvirt looks for firmware by
 MARK = b"kept from host to host"
 
 
@@ -21,11 +23,16 @@ def start(vm: Machine, host_id: str) -> None:
     vm.wait_for_writes(1, since=safe, seconds=FIRMWARE_SECONDS)
 
 
+def uefi_vm(world: World) -> Machine:
+    vm = world.machine("uefi", ring_mib=16, rate_kib=2048)
+    vm.api.vms.change(vm.id, vm.api.vms.get(vm.id)["version"], {"firmware": "uefi", "memory": 512 * MIB})
+    return vm
+
+
 def test_uefi_variables_lie_beside_the_boot_disk_and_go_along_to_another_host(two_hosts_world: World) -> None:
     world = two_hosts_world
     first, second = (host.id for host in world.stack.hosts.values())
-    vm = world.machine("uefi", ring_mib=16, rate_kib=2048)
-    vm.api.vms.change(vm.id, vm.api.vms.get(vm.id)["version"], {"firmware": "uefi", "memory": 512 * MIB})
+    vm = uefi_vm(world)
     variables = vm.folder() / f"{vm.disks[0]}.nvram"
 
     start(vm, first)
@@ -49,3 +56,25 @@ def test_uefi_variables_lie_beside_the_boot_disk_and_go_along_to_another_host(tw
 
     vm.api.vms.delete(vm.id, vm.api.vms.get(vm.id)["version"])
     wait.until("the disk's end", lambda: not vm.folder().exists(), 60)
+
+
+def test_a_host_without_uefi_firmware_and_variables_that_are_a_link_are_told(two_hosts_world: World) -> None:
+    world = two_hosts_world
+    vm = uefi_vm(world)
+    first, second = world.stack.hosts.values()
+    first.run("mount", "-t", "tmpfs", "tmpfs", FIRMWARE)
+    try:
+        with pytest.raises(ApiError) as refused:
+            vm.api.start_vm(vm.id, first.id)
+    finally:
+        first.run("umount", FIRMWARE)
+    assert refused.value.code == "hypervisor_refused"
+    assert "firmware" in str(refused.value)
+
+    link = vm.folder() / f"{vm.disks[0]}.nvram"
+    link.symlink_to(vm.chain()[-1]["volume_id"])
+    with pytest.raises(ApiError, match="no file of its own"):
+        vm.api.start_vm(vm.id, second.id)
+    assert vm.state() == "down"
+    link.unlink()  # a disk with a foreign file is not deleted
+    vm.api.vms.delete(vm.id, vm.api.vms.get(vm.id)["version"])

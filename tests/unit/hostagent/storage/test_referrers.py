@@ -294,3 +294,14 @@ def test_a_link_that_is_named_like_uefi_variables_still_counts(disk, other_disk,
     assert len(storage.scan(domain)["foreign"]) == 1
     with pytest.raises(errors.VolumeInUse):
         other_disk.delete()
+
+
+@pytest.mark.parametrize("kind", ["link", "second name", "folder"])
+def test_uefi_variables_that_are_no_file_of_their_own_are_refused(disk, storage, domain, kind):
+    (volume,) = disk.chain("v1")
+    storage.check_variables(domain, disk.image)
+    path = disk.folder / f"{disk.image}.nvram"
+    make = {"link": path.symlink_to, "second name": path.hardlink_to, "folder": lambda _: path.mkdir()}
+    make[kind](disk.folder / volume)
+    with pytest.raises(errors.StorageFailed, match="no file of its own"):
+        storage.check_variables(domain, disk.image)
