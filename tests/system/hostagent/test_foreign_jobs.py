@@ -20,9 +20,13 @@ def test_a_job_that_somebody_else_began_is_not_touched(agent: Agent, vm: Vm) -> 
     )
     with pytest.raises(errors.ForeignJob):
         vm.commit(1)
+    speed = vm.look()["qemu"]["job"]["speed"]
+    with pytest.raises(errors.ForeignJob):
+        agent.ask("set_bandwidth", {"vm_id": vm.id, "disk": vm.disks[0], "claim": vm.claim, "bandwidth": 0})
     with pytest.raises(errors.ForeignJob):
         vm.cancel(vm.merge(1))
-    assert vm.look()["qemu"]["job"]["top_id"] == chain[1]
+    job = vm.look()["qemu"]["job"]
+    assert (job["top_id"], job["speed"]) == (chain[1], speed)
 
 
 def test_an_active_commit_over_several_layers_is_not_taken_for_ours(agent: Agent, vm: Vm) -> None:
