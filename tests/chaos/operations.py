@@ -133,7 +133,8 @@ class Range(Operation):
 
     def arrange(self) -> None:
         taken = self._take(3)
-        self._goes(self.place.vm, *(taken if self.plan.choice % 3 else taken[:2]))
+        with_active = "pivot" in self.plan.point or self.plan.choice % 3
+        self._goes(self.place.vm, *(taken if with_active else taken[:2]))
 
     def ask(self, key: str) -> str:
         return str(self.place.api.remove_snapshots({"snapshots": list(self.targets)}, key=key)["id"])
