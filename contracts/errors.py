@@ -274,6 +274,14 @@ class NoSpace(Problem):
     status = 409
     message = "{action} needs {needs} bytes on storage domain {domain_id}; {has} are free above the reserve."
     hint = "Free space or enlarge the storage, then repeat the request."
+    below_hint = (
+        "The file system shows enough: a quota, or the disk below it, is full. Mend that, then repeat the request."
+    )
+
+    @property
+    def advice(self) -> str:
+        has, needs = self.fields.get("has", 0), self.fields.get("needs", 1)
+        return self._fill(self.below_hint if has >= needs else self.hint)
 
 
 class VolumeInUse(Problem):

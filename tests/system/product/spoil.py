@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import fcntl
 import os
 import shutil
 import signal
@@ -106,6 +107,67 @@ def small_storage(world: World, name: str, mib: int) -> Iterator[Small]:
         yield Small(host, path)
     finally:
         host.run("umount", "-l", path)
+
+
+LOOP_SET_STATUS64, LOOP_GET_STATUS64 = 0x4C04, 0x4C05  # linux/loop.h; the structure has 232 bytes
+FRONT = 64 * MIB  # of a sick storage: here lies what the file system itself needs
+
+
+@dataclasses.dataclass
+class Sick(Small):
+    """A file system on a loop device, whose file lies on a tmpfs and grows as it is written."""
+
+    below: Path = Path()
+
+    def fill_below(self) -> None:
+        """The file system has room, its disk has none: what was never written before meets ENOSPC."""
+        with contextlib.suppress(OSError), (self._seen_below / "ballast").open("ab", buffering=0) as ballast:
+            while ballast.write(b"\0" * MIB):
+                pass
+
+    def fail(self) -> None:
+        """Everything behind the disk's front ends in EIO, reads too."""
+        self._limit(FRONT)
+
+    def mend(self) -> None:
+        (self._seen_below / "ballast").unlink(missing_ok=True)
+        self._limit(0)
+
+    @property
+    def _seen_below(self) -> Path:
+        return Path(f"/proc/{self.host.room.pid}/root{self.below}")
+
+    def _limit(self, size: int) -> None:
+        """A loop device that ends early: the kernel answers all beyond with EIO. 0: as long as its file."""
+        name = self.host.run("losetup", "-n", "-O", "NAME", "-j", self.below / "disk").strip()
+        device, about = os.open(name, os.O_RDWR | os.O_CLOEXEC), bytearray(232)
+        try:
+            fcntl.ioctl(device, LOOP_GET_STATUS64, about)
+            struct.pack_into("<Q", about, 32, size)  # lo_sizelimit
+            fcntl.ioctl(device, LOOP_SET_STATUS64, bytes(about))
+        finally:
+            os.close(device)
+
+
+@contextlib.contextmanager
+def sick_storage(world: World, name: str, mib: int) -> Iterator[Sick]:
+    """Mounted on the first host only. No journal: its writes would fail too, and nothing of a file system be left."""
+    host = next(iter(world.stack.hosts.values()))
+    path, below = world.stack.folder / name, world.stack.folder / f"{name}-below"
+    path.mkdir()
+    below.mkdir()
+    host.run("mount", "-t", "tmpfs", "-o", f"size={mib}m", "tmpfs", below)
+    try:
+        host.run("truncate", "-s", f"{4 * mib}M", below / "disk")
+        host.run("mkfs.ext4", "-q", "-F", "-E", "nodiscard,lazy_itable_init=0", "-O", "^has_journal", below / "disk")
+        # the loop device goes with the mount, whatever ends it
+        host.run("mount", "-o", "loop,errors=continue", below / "disk", path)
+        try:
+            yield Sick(host, path, below)
+        finally:
+            host.run("umount", "-l", path)
+    finally:
+        host.run("umount", "-l", below)
 
 
 def domain_on(world: World, name: str, path: Path) -> dict[str, Any]:

@@ -133,3 +133,9 @@ def test_values_outside_their_range_are_named(field, bad):
     with pytest.raises(errors.BadRequest) as caught:
         inventory.create_vm.load_request({**VM, field: bad})
     assert field in caught.value.fields["errors"]
+
+
+def test_a_full_disk_below_a_file_system_with_room_is_told_as_such() -> None:
+    said = {has: errors.NoSpace(action="a", needs=5, domain_id="d", has=has).advice for has in (4, 5)}
+    assert said[4].startswith("Free space")
+    assert "the disk below it" in said[5]
