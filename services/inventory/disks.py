@@ -25,7 +25,7 @@ _VOLUMES = uuid.UUID("5f0f8c3e-6a55-4c39-9d9c-6d1a3e0d9a10")
 @dataclass(frozen=True)
 class Errand:
     """One ask of one host about one disk. `before`: the state that a refusal brings back. `source`: the disk that it
-    is a copy of or thin on, with that one's volume; `shared`: it is a template's."""
+    is a copy of or thin on, with that one's volume; `shared`: it is a template's. `again`: it is not the first ask."""
 
     id: str
     host_id: str
@@ -38,6 +38,7 @@ class Errand:
     source: Ask | None = None
     source_volume_id: str = ""
     shared: bool = False
+    again: bool = False
 
 
 def first_volume_of(disk_id: str) -> str:
@@ -162,7 +163,7 @@ def again(scene: Scene, session: Session, row: tables.Disk) -> Errand:
     else:
         problem = row.problem or "its request was interrupted"
         store.change(session, row, state="creating", problem=problem, asked_until=until)
-    return _errand(session, row, domain, host_id)
+    return replace(_errand(session, row, domain, host_id), again=True)
 
 
 def finish_creation(scene: Scene, errand: Errand) -> Ask:
@@ -176,7 +177,8 @@ def finish_creation(scene: Scene, errand: Errand) -> Ask:
             return scene.peers.copy_disk(*own, errand.source, errand.shared)
         return scene.peers.create_thin_disk(*own, errand.source["disk_id"], errand.source_volume_id)
 
-    outcome = peers.attempt({"new": "create_disk", "copy": "copy_disk", "thin": "create_thin_disk"}[errand.origin], ask)
+    point = {"new": "create_disk", "copy": "copy_disk", "thin": "create_thin_disk"}[errand.origin]
+    outcome = peers.attempt(point, ask, errand.again)
     shown = scene.write(lambda session: _settle_creation(scene, session, errand.id, outcome))
     outcome.give()
     return shown
@@ -319,11 +321,12 @@ def deleting(scene: Scene, session: Session, row: tables.Disk) -> Errand:
     host_id = _maker(scene, session, row, domain)
     # one that was never finished is no whole disk, whatever becomes of its deletion
     unfinished = row.state == "failed" or (row.state == "creating" and row.origin != "new")
-    if row.state == "deleting":  # asked for again: what it was is not known any more, unless it was whole for sure
+    again = row.state == "deleting"
+    if again:  # what it was is not known any more, unless it was whole for sure
         unfinished = row.template_id is not None or row.copied != row.to_copy
     before = "failed" if unfinished else "ok"
     store.change(session, row, state="deleting", asked_until=scene.until(hostagent.delete_disk))
-    return _errand(session, row, domain, host_id, before)
+    return replace(_errand(session, row, domain, host_id, before), again=again)
 
 
 def finish_deletion(scene: Scene, errand: Errand) -> None:
@@ -334,7 +337,7 @@ def finish_deletion(scene: Scene, errand: Errand) -> None:
         scene.peers.check_idle(errand.id)
         return scene.peers.delete_disk(errand.host_id, errand.disk)
 
-    outcome = peers.attempt("delete_disk", ask)
+    outcome = peers.attempt("delete_disk", ask, errand.again)
     scene.write(lambda session: _settle_deletion(scene, session, errand, outcome))
     outcome.give()
 

@@ -22,17 +22,18 @@ NOTABLE = 0.01  # a change of the free space by this part of the whole is told
 
 @dataclass(frozen=True)
 class Errand:
-    """One ask of one host about one domain."""
+    """One ask of one host about one domain. `again`: it is not the first one."""
 
     id: str
     host_id: str
     domain: Ask
     name: str
     data_center_id: str
+    again: bool = False
 
 
-def _errand(row: tables.StorageDomain, host_id: str) -> Errand:
-    return Errand(row.id, host_id, views.domain_ref(row), row.name, row.data_center_id)
+def _errand(row: tables.StorageDomain, host_id: str, again: bool = False) -> Errand:
+    return Errand(row.id, host_id, views.domain_ref(row), row.name, row.data_center_id, again)
 
 
 # -- create -----------------------------------------------------------------------------------------------
@@ -84,14 +85,14 @@ def _again(scene: Scene, session: Session, row: tables.StorageDomain) -> Errand:
     problem = row.problem or "its request was interrupted"
     until = scene.until(hostagent.create_domain)
     store.change(session, row, state="creating", problem=problem, asked_until=until)
-    return _errand(row, host_id)
+    return _errand(row, host_id, again=True)
 
 
 def _finish_creation(scene: Scene, errand: Errand) -> Ask:
     def ask() -> Ask:
         return scene.peers.create_domain(errand.host_id, errand.domain, errand.name, errand.data_center_id)
 
-    outcome = peers.attempt("create_domain", ask)
+    outcome = peers.attempt("create_domain", ask, errand.again)
     shown = scene.write(lambda session: _settle_creation(scene, session, errand.id, outcome))
     outcome.give()
     return shown
@@ -135,12 +136,16 @@ def _begin_deletion(scene: Scene, session: Session, ask: Ask) -> Errand:
 
 def _deleting(scene: Scene, session: Session, row: tables.StorageDomain) -> Errand:
     host_id = hosts.pick(scene, session, row.data_center_id, row.host_id)
+    again = row.state == "deleting"
     store.change(session, row, state="deleting", asked_until=scene.until(hostagent.delete_domain))
-    return _errand(row, host_id)
+    return _errand(row, host_id, again)
 
 
 def _finish_deletion(scene: Scene, errand: Errand) -> Ask:
-    outcome = peers.attempt("delete_domain", lambda: scene.peers.delete_domain(errand.host_id, errand.domain))
+    def ask() -> Ask:
+        return scene.peers.delete_domain(errand.host_id, errand.domain)
+
+    outcome = peers.attempt("delete_domain", ask, errand.again)
     gone = scene.write(lambda session: _settle_deletion(scene, session, errand.id, outcome))
     if not gone:
         outcome.give()

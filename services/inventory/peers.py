@@ -52,13 +52,16 @@ class Outcome:
             raise self.problem
 
 
-def attempt(name: str, ask: Callable[[], Facts]) -> Outcome:
-    """Ask once; `name` names the crash points around it."""
+def attempt(name: str, ask: Callable[[], Facts], again: bool = False) -> Outcome:
+    """Ask once; `name` names the crash points around it. `again`: how an earlier ask ended is not known, and one that
+    comes too late to be carried out says nothing about it."""
     crash.point(f"inventory.{name}.before_ask")
     try:
         outcome = Outcome(facts=ask())
     except UNKNOWN as problem:
         outcome = Outcome(unknown=problem)
+    except errors.Late as problem:
+        outcome = Outcome(unknown=problem) if again else Outcome(refused=problem)
     except errors.Problem as problem:
         outcome = Outcome(refused=problem)
     crash.point(f"inventory.{name}.after_ask")

@@ -20,7 +20,7 @@ Ask = dict[str, Any]
 # An agent begins nothing after the deadline, but what it began then may take this much longer to show in its lists.
 LATE_START = dt.timedelta(seconds=30)
 # After one of these a VM may run all the same, so the state waits for QEMU's own word.
-_UNSETTLED = (*peers.UNKNOWN, errors.VmWrongState)
+_UNSETTLED = (errors.VmWrongState,)
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,8 @@ def start(scene: Scene, ask: Ask) -> Ask:
     shown, errand = scene.write(lambda session: _begin_start(scene, session, ask))
     if errand is None:
         return shown
-    outcome = peers.attempt("start_vm", lambda: scene.peers.start_vm(errand.host_id, errand.spec))
+    again = errand.before.state == "starting"
+    outcome = peers.attempt("start_vm", lambda: scene.peers.start_vm(errand.host_id, errand.spec), again)
     shown = scene.write(lambda session: _settle_start(scene, session, errand, outcome))
     outcome.give()
     return shown
@@ -102,7 +103,7 @@ def _after_start(scene: Scene, power: powers.Power, outcome: peers.Outcome) -> p
         return powers.answered(power, outcome.facts["state"], outcome.facts["reason"], now)
     if isinstance(outcome.refused, errors.VmUnsure):
         return powers.answered(power, "unsure", str(outcome.refused), now)
-    if isinstance(outcome.problem, _UNSETTLED):
+    if outcome.unknown is not None or isinstance(outcome.refused, _UNSETTLED):
         return powers.wait(power, str(outcome.problem))
     if power.state in ("starting", "unknown"):
         return powers.down(power, now, f"it could not be started: {outcome.refused}")

@@ -5,9 +5,11 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from collections.abc import Iterator
 
 import pytest
 
+from tests.fakes import broker
 from tests.fakes.broker import Broker
 from tests.fakes.bus import Bus
 from tests.fakes.process import ROOT, Process
@@ -32,11 +34,23 @@ def parked(rabbit: Broker, *arguments: str) -> str:
 @pytest.fixture
 def two_parked(bus: Bus, leaf: Process, rabbit: Broker) -> Broker:
     """One that its handler cannot digest, one that speaks in another's name."""
-    rabbit.purge("parked--leaf")
     bus.tell(promises.said, {"text": "poison", "number": 1}, message_id="m-poison")
     bus.tell(promises.beat, {"host_id": "h2", "number": 1}, key="h1", message_id="m-forged")
     wait_until(lambda: rabbit.count("parked--leaf") == 2)
     return rabbit
+
+
+@pytest.fixture(scope="module")
+def rabbit() -> Iterator[Broker]:
+    """A broker of this file's own: what other tests' news wait for there is parked whenever its time comes."""
+    with broker.running() as made:
+        yield made
+
+
+@pytest.fixture(autouse=True)
+def empty(rabbit: Broker) -> Iterator[None]:
+    yield
+    rabbit.purge("parked--leaf")
 
 
 def test_the_list_tells_what_is_parked_and_why_and_changes_nothing(two_parked: Broker) -> None:

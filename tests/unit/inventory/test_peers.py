@@ -32,6 +32,11 @@ def test_a_refusal_means_that_nothing_was_done(problem: errors.Problem) -> None:
     assert (outcome.unknown, outcome.refused) == (None, problem)
 
 
+def test_a_repeat_that_comes_too_late_says_nothing_about_the_ask_before_it() -> None:
+    outcome = peers.attempt("look_domain", lambda: raising(errors.Late()), again=True)
+    assert (type(outcome.unknown), outcome.refused) == (errors.Late, None)
+
+
 def test_a_fault_of_ours_is_not_taken_for_an_answer() -> None:
     with pytest.raises(ZeroDivisionError):
         peers.attempt("look_domain", lambda: raising(ZeroDivisionError()))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import datetime as dt
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 
 from contracts import errors
-from services.inventory import disks, domains, hosts, store, tables, tidy, vms
+from services.inventory import disks, domains, hosts, runs, store, tables, tidy, vms
 from tests.unit.inventory.town import Town
 
 
@@ -18,6 +19,13 @@ def with_unknown_end(town: Town, work: Any, **how: set[str]) -> None:
     with pytest.raises(errors.NoAnswer):
         work()
     town.bus.lost, town.bus.away = set(), set()
+
+
+def late(town: Town, do: Callable[[], Any], method: str) -> None:
+    town.bus.late = {method}
+    with pytest.raises(errors.Late):
+        do()
+    town.bus.late = set()
 
 
 @pytest.mark.parametrize("how", ["lost", "away"])
@@ -51,6 +59,38 @@ def test_deletions_are_finished_by_the_clock(town: Town, how: str) -> None:
     tidy.once(town.scene)
     with pytest.raises(errors.NotFound):
         town.show(tables.StorageDomain, domain["id"])
+
+
+@pytest.mark.parametrize("how", ["lost", "away"])
+def test_a_repeat_that_comes_too_late_leaves_open_what_the_first_ask_did(town: Town, how: str) -> None:
+    domain, vm_id = town.domain(), town.vm()
+    disk = town.disk(domain["id"], vm_id)
+    with_unknown_end(town, lambda: town.start(vm_id), **{how: {"start_vm"}})
+    late(town, lambda: town.start(vm_id), "start_vm")
+    assert town.show(tables.Vm, vm_id)["state"] == "starting"
+    town.pass_time(130)
+    tidy.once(town.scene)
+    if how == "lost":
+        runs.power_off(town.scene, {"id": vm_id})
+    disk = town.show(tables.Disk, disk["id"])
+    ask = {"id": disk["id"], "version": disk["version"]}
+    with_unknown_end(town, lambda: disks.delete(town.scene, ask), **{how: {"delete_disk"}})
+    late(town, lambda: disks.delete(town.scene, ask), "delete_disk")
+    assert town.show(tables.Disk, disk["id"])["state"] == "deleting"
+    disks.delete(town.scene, ask)
+    ask = {"id": domain["id"], "version": town.show(tables.StorageDomain, domain["id"])["version"]}
+    with_unknown_end(town, lambda: domains.delete(town.scene, ask), **{how: {"delete_domain"}})
+    late(town, lambda: domains.delete(town.scene, ask), "delete_domain")
+    assert town.show(tables.StorageDomain, domain["id"])["state"] == "deleting"
+    domains.delete(town.scene, ask)
+    assert (town.storage.images, town.storage.domains) == ({}, {})
+
+
+def test_a_first_ask_that_comes_too_late_was_not_carried_out(town: Town) -> None:
+    domain = town.domain()
+    ask = {"id": domain["id"], "version": domain["version"]}
+    late(town, lambda: domains.delete(town.scene, ask), "delete_domain")
+    assert town.show(tables.StorageDomain, domain["id"])["state"] == "active"
 
 
 def test_a_vms_deletion_is_finished_by_the_clock_as_a_whole(town: Town) -> None:

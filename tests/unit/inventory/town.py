@@ -26,12 +26,14 @@ def new_id() -> str:
 
 
 class Direct:
-    """Carries calls to worlds without a bus. `lost`: promises whose answers are lost; `away`: never carried out."""
+    """Carries calls to worlds without a bus. `lost`: promises whose answers are lost; `away`: never carried out,
+    and the caller cannot know; `late`: refused because their deadline has passed."""
 
     def __init__(self) -> None:
         self.worlds: dict[str, World] = {}
         self.lost: set[str] = set()
         self.away: set[str] = set()
+        self.late: set[str] = set()
         self.calls: list[str] = []
 
     def call(self, promise: Rpc, request: Ask, *, at: str | None = None, deadline: float | None = None) -> Ask:
@@ -41,6 +43,8 @@ class Direct:
         no_answer = errors.NoAnswer(service=at, method=promise.method, seconds=promise.deadline)
         if promise.method in self.away:
             raise no_answer
+        if promise.method in self.late:
+            raise errors.Late(service=at, method=promise.method, seconds=1.0)
         assert at is not None
         answer: Ask = getattr(self.worlds[at], promise.method)(promise.load_request(request))
         if promise.method in self.lost:
