@@ -49,9 +49,9 @@ def test_a_copy_on_a_failing_disk_is_undone_and_done_once_the_disk_is_mended(
     vm: Machine, sick: Sick, inside: bool
 ) -> None:
     goes = vm.snapshot("goes")
-    vm.wait_for_writes(12288)
+    vm.wait_for_writes(6144)
     kept = [vm.snapshot("kept")] if inside else []
-    job = vm.api.remove_snapshot(goes, bandwidth=2 * MIB)
+    job = vm.api.remove_snapshot(goes, bandwidth=MIB)
     wait.until("some progress", lambda: vm.api.jobs.get(job["id"])["progress"]["cur"] > 0, 60)
     sick.fail()
     vm.wait_for_state("paused")
