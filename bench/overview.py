@@ -1,22 +1,29 @@
 """The list of a domain's disk snapshots on 100,000 rows beside the bare SQL of the same page and sums.
 
-Both read the same SQLite file in turns: ours from the request to the answer as the service gives it to the bus, the
-plain side by sqlite3 alone. What the bus and the contract add to any list is in the lines of `http`.
+Both read the same database in turns, SQLite's and then PostgreSQL's: ours from the request to the answer as the
+service gives it to the bus, the plain side by sqlite3 or psycopg alone. What the bus and the contract add to any list
+is in the lines of `http`.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import sqlite3
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
+
+import psycopg
 
 from bench.lines import Line, in_turns
 from chassis.database import Database
 from contracts import snapshots
+from deploy.stack.postgres import Postgres
 from services.snapshots import store_overview, tables
 
 ROWS, ROUNDS, TIMES = 100_000, 7, 5
@@ -30,39 +37,83 @@ SIZE = 2**29
 _WANTED = {"min_size": SIZE, "taken_before": "2026-01-21T00:00:00Z"}
 
 
+class Plain(Protocol):
+    """A bare connection: sqlite3's, or psycopg's with its own mark for values."""
+
+    def execute(self, query: Any, values: Any) -> Any: ...
+
+
+@dataclass(frozen=True)
+class Side:
+    """One kind of database: ours, and a bare connection to the same rows."""
+
+    name: str
+    database: Database
+    plain: Plain
+    mark: str
+
+    def ask(self, query: str, values: tuple[Any, ...]) -> None:
+        self.plain.execute(query.replace("?", self.mark), values).fetchall()
+
+
 def run() -> list[Line]:
     with tempfile.TemporaryDirectory(prefix="drystone-bench-", dir="/var/tmp") as folder:
-        path = Path(folder) / "snapshots.sqlite"
-        database = Database(f"sqlite:///{path}")
+        Path(folder).chmod(0o711)  # PostgreSQL runs as nobody
+        with _sqlite(Path(folder)) as side:
+            found = _all(side)
+        with _postgres(Path(folder)) as side:
+            return found + _all(side)
+
+
+@contextlib.contextmanager
+def _sqlite(folder: Path) -> Iterator[Side]:
+    path = folder / "snapshots.sqlite"
+    database = Database(f"sqlite:///{path}")
+    _fill(database)
+    with contextlib.closing(sqlite3.connect(path)) as plain:
+        yield Side("SQLite", database, plain, "?")
+
+
+@contextlib.contextmanager
+def _postgres(folder: Path) -> Iterator[Side]:
+    server = Postgres(folder / "postgres")
+    try:
+        server.start()
+        database = Database(server.url())
         _fill(database)
-        plain = sqlite3.connect(path)
-        try:
-            return [
-                _beside("overview: first page by size / bare SQL", database, plain, {}),
-                _beside("overview: the same, half filtered", database, plain, {"min_size": SIZE}, _BIG, SIZE),
-                _beside(
-                    "overview: the same, old and large", database, plain, _WANTED, _OLD, SIZE, "2026-01-21 00:00:00"
-                ),
-            ]
-        finally:
-            plain.close()
+        with psycopg.connect(server.url().replace("+psycopg", ""), autocommit=True) as plain:
+            plain.execute("analyze")
+            yield Side("PostgreSQL", database, plain, "%s")
+    finally:
+        server.end()
 
 
-def _beside(name: str, database: Database, plain: sqlite3.Connection, wanted: dict[str, Any], *where: Any) -> Line:
-    """`where`: what the plain SQL adds to its condition, and the value that it takes."""
+def _all(side: Side) -> list[Line]:
+    old = datetime.datetime(2026, 1, 21, tzinfo=datetime.UTC)
+    when = old.strftime("%Y-%m-%d %H:%M:%S") if side.mark == "?" else old
+    return [
+        _beside("first page / bare SQL", side, {}),
+        _beside("the same, half filtered", side, {"min_size": SIZE}, _BIG, SIZE),
+        _beside("the same, old and large", side, _WANTED, _OLD, SIZE, when),
+    ]
+
+
+def _beside(name: str, side: Side, wanted: dict[str, Any], *where: Any) -> Line:
+    """`where`: what the plain SQL adds to its condition, and the values that it takes."""
     promise = snapshots.list_disk_snapshots
     request = promise.load_request({"id": DOMAIN, "sort": "-size", **wanted})
     more, values = "".join(where[:1]), (DOMAIN, *where[1:])
 
     def ours() -> None:
-        with database.read() as session:
+        with side.database.read() as session:
             store_overview.page(session, request)
 
     def bare() -> None:
-        plain.execute(_PAGE + more + _ORDER, values).fetchall()
-        plain.execute(_SUMS + more, values).fetchall()
+        side.ask(_PAGE + more + _ORDER, values)
+        side.ask(_SUMS + more, values)
 
-    return in_turns(Line(name, "ms", wanted="< 2"), lambda: _timed(ours), lambda: _timed(bare), ROUNDS)
+    line = Line(f"overview, {side.name}: {name}", "ms", wanted="< 2")
+    return in_turns(line, lambda: _timed(ours), lambda: _timed(bare), ROUNDS)
 
 
 def _timed(ask: Any) -> float:
