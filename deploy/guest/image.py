@@ -16,9 +16,13 @@ from pathlib import Path
 
 HERE = Path(__file__).parent
 STATE = HERE.parents[1] / ".state"
+AGENT = STATE / "guest-agent"
 BUSYBOX = Path("/bin/busybox")
 MODULES = ("virtio_pci", "virtio_blk", "virtio_scsi", "sd_mod", "button", "evdev")
 FOLDERS = ("bin", "dev", "proc", "sys", "modules")
+# only where the guest shall have QEMU's guest agent
+AGENT_MODULES = ("virtio_console", "brd")
+AGENT_FOLDERS = ("run", "files", "lib", "lib64", "lib/x86_64-linux-gnu")
 # what makes a kernel start faster where nothing is virtualised in hardware
 QUICK = "console=ttyS0 quiet loglevel=0 panic=-1 mitigations=off nokaslr no_timer_check random.trust_cpu=on"
 
@@ -54,18 +58,21 @@ def cmdline(
     return " ".join([QUICK, *(f"drystone.{name}={value}" for name, value in own.items())])
 
 
-def build(folder: Path = STATE / "guest", unpacked: Path = STATE / "kernel") -> Image:
-    """Make the initramfs unless it is there and fits; `unpacked` is a linux-image package's content (make setup)."""
+def build(folder: Path = STATE / "guest", unpacked: Path = STATE / "kernel", agent: Path | None = None) -> Image:
+    """Make the initramfs unless it is there and fits; `unpacked` is a linux-image package's content (make setup).
+    `agent`: the unpacked package of QEMU's guest agent (AGENT), which then runs in the guest."""
     kernels = sorted(unpacked.glob("boot/vmlinuz-*"))
     if not kernels:
         raise NoParts(f"no kernel under {unpacked}/boot: run `make setup`")
     if not BUSYBOX.exists():
         raise NoParts("no /bin/busybox: install busybox-static (make setup)")
     folder.mkdir(parents=True, exist_ok=True)
-    initrd = folder / f"initrd-{_fingerprint(kernels[-1])}.img"
+    initrd = folder / f"initrd-{'agent-' if agent else ''}{_fingerprint(kernels[-1])}.img"
     if not initrd.exists():
-        modules = list(_in_order(unpacked / "lib/modules" / kernels[-1].name.removeprefix("vmlinuz-")))
-        content = b"".join([*_tree(_compile(folder), modules), _entry("TRAILER!!!", 0, b"")])
+        wanted = (*MODULES, *AGENT_MODULES) if agent else MODULES
+        modules = list(_in_order(unpacked / "lib/modules" / kernels[-1].name.removeprefix("vmlinuz-"), wanted))
+        more = _agent(agent / "usr/sbin/qemu-ga") if agent else ()
+        content = b"".join([*_tree(_compile(folder), modules), *more, _entry("TRAILER!!!", 0, b"")])
         _store(initrd, content)
     return Image(kernels[-1], initrd)
 
@@ -90,7 +97,7 @@ def _compile(folder: Path) -> bytes:
         return program.read_bytes()
 
 
-def _in_order(tree: Path) -> Iterator[Path]:
+def _in_order(tree: Path, wanted: tuple[str, ...]) -> Iterator[Path]:
     """The modules and what they depend on, dependencies first; built-in ones have no file and are left out."""
     files = {path.stem.replace("-", "_"): path for path in tree.rglob("*.ko")}
     seen: set[str] = set()
@@ -104,7 +111,7 @@ def _in_order(tree: Path) -> Iterator[Path]:
             yield from visit(needed.replace("-", "_"))
         yield files[name]
 
-    for name in MODULES:
+    for name in wanted:
         yield from visit(name)
 
 
@@ -118,6 +125,18 @@ def _tree(writer: bytes, modules: list[Path]) -> Iterator[bytes]:
     for module in modules:
         yield _entry(f"modules/{module.name}", 0o100644, module.read_bytes())
     yield _entry("modules/order", 0o100644, "\n".join(module.name for module in modules).encode())
+
+
+def _agent(program: Path) -> Iterator[bytes]:
+    """The program and the libraries that it asks for, as this machine has them."""
+    if not program.exists():
+        raise NoParts(f"no {program}: run `make setup`")
+    listed = subprocess.run(["ldd", str(program)], capture_output=True, text=True, check=True, timeout=60).stdout
+    for folder in AGENT_FOLDERS:
+        yield _entry(folder, 0o040755, b"")
+    yield _entry("bin/qemu-ga", 0o100755, program.read_bytes())
+    for library in sorted(set(re.findall(r"(/lib\S+)", listed))):
+        yield _entry(library.removeprefix("/"), 0o100755, Path(library).read_bytes())
 
 
 def _entry(name: str, mode: int, content: bytes) -> bytes:

@@ -26,6 +26,7 @@ from services.hostagent.mender import Mender
 from services.hostagent.monitor import Monitors
 from services.hostagent.pivot import Pivot
 from services.hostagent.place import Place
+from services.hostagent.quiesce import Quiesce
 from services.hostagent.record import Record
 from services.hostagent.repair import Repair
 from services.hostagent.storage import Storage
@@ -55,7 +56,8 @@ class Hypervisor:
         parts = Parts(place, self._eyes, self._virt, monitors, self._storage, journal, repair, Named(), Named(), still)
         self._jobs = Jobs(journal, self._eyes, self.server.tell, still)
         self._vms = Vms(parts)
-        self._pivot, self._switch = Pivot(parts), Switch(parts)
+        self._pivot, self._quiesce = Pivot(parts), Quiesce(parts)
+        self._switch = Switch(parts, self._quiesce)
         self._census = Census(place, self._virt, self._vms)
         self._mender = Mender(parts, self._vms)
         self._lanes = {name: ThreadPoolExecutor(size, thread_name_prefix=name) for name, size in LANES.items()}
@@ -80,7 +82,7 @@ class Hypervisor:
         """Every promise that this process keeps: its lane and its function."""
         storage, vms = self._storage, self._vms
         return {
-            "beat": ("beat", lambda _: self._census.take()),
+            "beat": ("beat", lambda _: self._beat()),
             "look_vm": ("look", lambda r: vms.look(r["vm_id"])),
             "look_disk": ("look", self._look_disk),
             "look_domain": ("look", lambda r: storage.look_domain(r["domain"], deadline=8.0)),
@@ -135,6 +137,11 @@ class Hypervisor:
             claims.raise_to(self._journal, request["disk"]["disk_id"], request["claim"])
         return self._eyes.disk(request["vm_id"], request["disk"])
 
+    def _beat(self) -> dict[str, Any]:
+        if self._journal.all("freezes"):
+            self._lanes["look"].submit(self._quiesce.thaw_left_over)
+        return self._census.take()
+
     # -- events of libvirt (in its event thread: short, and no calls back into libvirt) --
 
     def _on_event(self, vm_id: str, what: str, detail: tuple[str, str]) -> None:
@@ -146,7 +153,7 @@ class Hypervisor:
     def _on_connect(self) -> None:
         _log.info("connected to libvirt")
         self._mender.wake()
-        self._lanes["beat"].submit(self._switch.thaw_left_over)
+        self._lanes["beat"].submit(self._quiesce.thaw_left_over)
 
     def _vm_news(self, vm_id: str) -> None:
         self._still.give_way()  # a pause of ours is no news: once it is over the VM is as it was

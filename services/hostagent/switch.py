@@ -13,25 +13,24 @@ from xml.etree import ElementTree as ET
 
 import libvirt
 
-from chassis import crash, logs
+from chassis import crash
 from contracts import errors
 from services.hostagent import claims, layout, livexml, views
+from services.hostagent.quiesce import Quiesce
 from services.hostagent.virt import NoDomain
 from services.hostagent.work import TURN_SECONDS, Parts, Request
 
-FREEZE_SECONDS = 10  # that libvirt waits for the guest agent, whatever it was asked
 _FLAGS = (
     libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_DISK_ONLY
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_ATOMIC
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_NO_METADATA
     | libvirt.VIR_DOMAIN_SNAPSHOT_CREATE_REUSE_EXT
 )
-_log = logs.get("switch")
 
 
 class Switch:
-    def __init__(self, parts: Parts) -> None:
-        self._parts = parts
+    def __init__(self, parts: Parts, quiesce: Quiesce) -> None:
+        self._parts, self._quiesce = parts, quiesce
 
     def ask(self, request: Request) -> dict[str, Any]:
         """contracts.hostagent.Switched."""
@@ -45,11 +44,6 @@ class Switch:
             for entry in request["disks"]:  # a newer claim may have come while the volumes were made
                 claims.take(self._parts.journal, entry["disk"]["disk_id"], request["claim"])
             return {"quiesced": self._switch(request, waiting), "live": True}
-
-    def thaw_left_over(self) -> None:
-        """Thaw guests that an agent before us froze."""
-        for vm_id in self._parts.journal.all("freezes"):
-            self._thaw(vm_id)
 
     @contextlib.contextmanager
     def _turns(self, request: Request) -> Iterator[None]:
@@ -107,7 +101,7 @@ class Switch:
     def _switch(self, request: Request, waiting: list[tuple[dict[str, Any], views.Libvirt]]) -> bool:
         vm_id = request["vm_id"]
         live = livexml.read(self._look(vm_id))
-        quiesced = self._freeze(request, live.agent_connected)
+        quiesced = self._quiesce.freeze(request, live.agent_connected)
         try:
             xml = snapshot_xml({libvirt_.target: entry for entry, libvirt_ in waiting}, live)
             crash.point("switch.before_ask")
@@ -115,7 +109,7 @@ class Switch:
             crash.point("switch.after_create")
         finally:
             if quiesced:
-                self._thaw(vm_id)
+                self._quiesce.thaw(vm_id)
         return quiesced
 
     def _look(self, vm_id: str) -> str:
@@ -136,43 +130,6 @@ class Switch:
             switched = [self._parts.eyes.qemu(vm_id, entry["disk"]).leaf == entry["volume_id"] for entry, _ in waiting]
             if not all(switched):
                 raise
-
-    # -- the guest's file systems --
-
-    def _freeze(self, request: Request, connected: bool) -> bool:
-        """Whether they stand still now. The journal knows it before the guest does."""
-        vm_id, wish = request["vm_id"], request["quiesce"]
-        if wish == "never" or (wish == "auto" and not connected):
-            return False
-        if not connected:
-            raise errors.QuiesceFailed(vm_id=vm_id, reason="no guest agent is connected")
-        self._parts.journal.put("freezes", vm_id, {"vm_id": vm_id})
-        crash.point("switch.after_freeze_journal")
-        try:
-            self._parts.virt.ask(vm_id, "fsFreeze", _freeze)
-        except (errors.HypervisorRefused, errors.HypervisorAway, NoDomain) as fault:
-            self._thaw(vm_id)
-            if wish == "required":
-                raise errors.QuiesceFailed(vm_id=vm_id, reason=str(fault)) from None
-            return False
-        return True
-
-    def _thaw(self, vm_id: str) -> None:
-        try:
-            self._parts.virt.ask(vm_id, "fsThaw", lambda domain: domain.fsThaw())
-        except NoDomain:
-            pass
-        except errors.HypervisorRefused as fault:
-            _log.warning("the guest agent did not thaw", vm_id=vm_id, reason=str(fault))
-        except errors.HypervisorAway as fault:
-            _log.warning("libvirt is away: thawed at its return", vm_id=vm_id, reason=str(fault))
-            return
-        self._parts.journal.put("freezes", vm_id, None)
-
-
-def _freeze(domain: Any) -> None:
-    domain.agentSetResponseTimeout(FREEZE_SECONDS)
-    domain.fsFreeze()
 
 
 def snapshot_xml(chosen: dict[str, dict[str, Any]], live: livexml.LiveDomain) -> str:

@@ -177,8 +177,9 @@ def finish_creation(scene: Scene, errand: Errand) -> Ask:
             return scene.peers.copy_disk(*own, errand.source, errand.shared)
         return scene.peers.create_thin_disk(*own, errand.source["disk_id"], errand.source_volume_id)
 
-    point = {"new": "create_disk", "copy": "copy_disk", "thin": "create_thin_disk"}[errand.origin]
-    outcome = peers.attempt(point, ask, errand.again)
+    outcome = peers.attempt(
+        {"new": "create_disk", "copy": "copy_disk", "thin": "create_thin_disk"}[errand.origin], ask, errand.again
+    )
     shown = scene.write(lambda session: _settle_creation(scene, session, errand.id, outcome))
     outcome.give()
     return shown

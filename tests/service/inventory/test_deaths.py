@@ -49,15 +49,17 @@ def _work(site: Site, work: str, domain: Any, disk: Any) -> tuple[Rpc, dict[str,
     return promise, {"id": row["id"], "version": row["version"]}, None
 
 
-@pytest.mark.parametrize("moment", ["before_ask", "after_ask"])
-@pytest.mark.parametrize("work", ["template", "thin", "full", "delete"])
-def test_whatever_the_service_dies_in_with_a_template_is_finished(site: Site, work: str, moment: str) -> None:
+WITH_TEMPLATES = {"template": "copy_disk", "thin": "create_thin_disk", "full": "copy_disk", "delete": "delete_disk"}
+
+
+@pytest.mark.parametrize(("work", "point"), [(work, p) for work, ask in WITH_TEMPLATES.items() for p in around(ask)])
+def test_whatever_the_service_dies_in_with_a_template_is_finished(site: Site, work: str, point: str) -> None:
     agent, vm = site.host(), site.vm()
     disk = site.disk(site.domain(), vm)
     template = site.template(vm) if work != "template" else {}
     before = dict(agent.world.storage.images)
-    promise, request, point = _with_template(site, work, vm, template)
-    site.restart(crash=f"inventory.{point}.{moment}")
+    promise, request = _with_template(site, work, vm, template)
+    site.restart(crash=point)
     site.until(inventory.get_host, agent.host_id, state="up")
     asking = threading.Thread(target=_answered_or_not, args=(site, promise, request))
     asking.start()
@@ -73,13 +75,13 @@ def test_whatever_the_service_dies_in_with_a_template_is_finished(site: Site, wo
     assert len(agent.world.storage.images) == len(before) + (-1 if work == "delete" else 1)
 
 
-def _with_template(site: Site, work: str, vm: Any, template: Any) -> tuple[Rpc, dict[str, Any], str]:
+def _with_template(site: Site, work: str, vm: Any, template: Any) -> tuple[Rpc, dict[str, Any]]:
     if work == "delete":
-        return inventory.delete_template, {"id": template["id"], "version": template["version"]}, "delete_disk"
+        return inventory.delete_template, {"id": template["id"], "version": template["version"]}
     if work == "template":
-        return inventory.create_template, {"id": new_id(), "name": unique("t"), "vm_id": vm["id"]}, "copy_disk"
+        return inventory.create_template, {"id": new_id(), "name": unique("t"), "vm_id": vm["id"]}
     own = {"id": new_id(), "name": unique("vm"), "cluster_id": site.cluster["id"], "template_id": template["id"]}
-    return inventory.create_vm, {**own, "clone": work}, "create_thin_disk" if work == "thin" else "copy_disk"
+    return inventory.create_vm, {**own, "clone": work}
 
 
 def test_a_service_that_dies_while_disks_are_copied_follows_them_again(site: Site) -> None:
