@@ -60,6 +60,25 @@ def test_a_fenced_switch_is_refused_and_its_volume_goes(agent: Agent, vm: Vm) ->
     assert vm.check().ok, vm.check().summary()
 
 
+def test_records_that_are_put_right_survive_the_agent_and_are_put_right_once(agent: Agent, vm: Vm) -> None:
+    """A volume that no guest ever used is the leaf of the records, and the doctor makes them follow QEMU."""
+    unused = new_volume(vm)["disks"][0]["volume_id"]
+    assert vm.leaf() == unused
+    chain = {"vm_id": vm.id, "disk": vm.disks[0], "chain": vm.volumes[0], "unused": [unused], "claim": vm.claim}
+    agent.crash_at("chain.after_ask")
+    with in_background(agent.ask, "record_chain", chain):
+        agent.wait_crashed()
+    agent.start()
+    assert vm.leaf() == vm.volumes[0][0]
+    agent.ask("record_chain", chain)
+    assert vm.leaf() == vm.volumes[0][0]
+    vm.writes_on()
+    vm.power_off()
+    vm.start()
+    vm.power_off()
+    assert vm.check().ok, vm.check().summary()
+
+
 def test_nothing_is_dropped_while_the_call_that_switches_hangs(hasty: Agent, folder: Path, guest: image.Image) -> None:
     """It comes through at last: the guest writes to the new volume, which is whole and stays."""
     vm = Vm(hasty, folder, guest)
