@@ -1,4 +1,4 @@
-"""A namespace host: its own libvirtd, its own /proc, hostname and libvirt folders, at the machine's native speed.
+"""A namespace host: its own libvirtd, sanlock, /proc, hostname and libvirt folders, at the machine's native speed.
 
 What it lacks is a kernel and a watchdog of its own. Ending it is a power cut: libvirtd, QEMU and agent die at once.
 QEMU runs as root and opens files itself; there is no virtlogd (`stdio_handler = "file"`), no cgroup and no network.
@@ -36,7 +36,17 @@ cgroup_controllers = []
 namespaces = []
 # QEMU writes its log and its serial files itself: virtlogd would cut them at 2 MiB
 stdio_handler = "file"
+# every VM that has a lease takes it at every start and resume
+lock_manager = "sanlock"
 """
+SANLOCK_CONF = """\
+# leases are named by each VM; none are made up from disk paths, and VMs without one may start
+auto_disk_leases = 0
+require_lease_for_disks = 0
+"""
+# Not for production: no watchdog (-w 0), no locked memory, no real-time priority (-l 0 -h 0): a namespace has none.
+# A host whose sanlock dies would go on writing here; on a real host the watchdog resets it.
+SANLOCK = ("sanlock", "daemon", "-D", "-w", "0", "-h", "0", "-l", "0", "-U", "root", "-G", "root", "-e")
 
 
 @dataclass
@@ -48,19 +58,21 @@ class Host:
     id: str = field(default_factory=lambda: str(uuid.uuid4()))
     keep: bool = False
     room: Room = field(init=False)
+    sanlock: Running | None = None
 
     def __post_init__(self) -> None:
         binds = {self.folder / part: place for part, place in PRIVATE.items()}
         self.room = Room(self.name, self.folder, binds, MEMORY, hostname=self.name, keep=self.keep)
 
     def start(self, seconds: float = 60.0) -> None:
-        """Power on: the room and libvirtd. A host that was ended before starts with empty /run and its old /var."""
+        """Power on: the room, sanlock, libvirtd. A host that was ended before starts with empty /run and old /var."""
         for part in PRIVATE:
             (self.folder / part).mkdir(parents=True, exist_ok=True)
         for place in (*PRIVATE.values(), *MEMORY):
             Path(place).mkdir(parents=True, exist_ok=True)  # what is mounted over must exist on the machine
         self._configure()
         self.room.start()
+        self.start_sanlock()
         self.start_libvirtd(seconds)
 
     def end(self) -> None:
@@ -83,6 +95,22 @@ class Host:
             )
 
         wait.until(f"libvirtd of {self.name} (see {self.folder}/log)", look, seconds)
+
+    def start_sanlock(self, seconds: float = 30.0) -> None:
+        """Start the lease daemon unless it runs, and wait until it answers. Its name for life is the host's id."""
+        if self.sanlock is not None and self.sanlock.alive():
+            return
+        # unprivileged: it would stop where memory cannot be locked
+        self.sanlock = self.spawn("sanlock", [*SANLOCK, self.id], {**os.environ, "SANLOCK_PRIVILEGED": "0"})
+        wait.until(f"sanlock of {self.name} (see {self.folder}/log)", self._sanlock_answers, seconds)
+
+    def _sanlock_answers(self) -> bool:
+        return "daemon" in self.room.run(["sanlock", "client", "status"], check=False)
+
+    def kill_sanlock(self) -> None:
+        """SIGKILL: nobody renews this host's leases any more."""
+        if self.sanlock is not None:
+            self.sanlock.kill()
 
     def stop_libvirtd(self) -> None:
         """SIGTERM; guests run on."""
@@ -132,3 +160,4 @@ class Host:
             f'log_outputs = "2:file:{PRIVATE["qemu-log"]}/libvirtd.log"\n'
         )
         (etc / "libvirt.conf").write_text("")
+        (etc / "qemu-sanlock.conf").write_text(SANLOCK_CONF)
