@@ -14,6 +14,8 @@ class DataCenter(TypedDict):
     description: str
     mac_first: str
     mac_last: str
+    leases: bool
+    io_timeout: int
     version: int
     created_at: str
 
@@ -37,6 +39,8 @@ class Host(TypedDict):
     boot_id: str | None
     clock_offset: float | None
     last_seen: str | None
+    sanlock_id: int | None
+    lockspaces: list[dict[str, Any]]
     version: int
     created_at: str
 
@@ -102,6 +106,7 @@ class Vm(TypedDict):
     state: str
     reason: str
     host_id: str | None
+    lease_domain_id: str | None
     template_id: str | None
     version: int
     created_at: str

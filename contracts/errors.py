@@ -224,6 +224,41 @@ class TemplateWrongState(Problem):
     hint = "Wait until its disks are copied, or delete it if it failed: drystone template show {template_id}."
 
 
+class LeasesUnfit(Problem):
+    code = "leases_unfit"
+    status = 409
+    message = "The host {host_id} cannot take leases of VMs: {reason}."
+    hint = "{advice}"
+
+
+class LockspaceNotJoined(Problem):
+    code = "lockspace_not_joined"
+    status = 503
+    message = "The host {host_id} has not joined the lockspace of storage domain {domain_id}: {reason}."
+    hint = "It keeps trying; repeat the request later. drystone host show {host_id} says how far it is."
+
+
+class LeaseHeld(Problem):
+    code = "lease_held"
+    status = 409
+    message = "The lease of VM {vm_id} is held by {holder}: it runs there, or its disks are being written there."
+    hint = "Wait until that has ended, or stop it there; nothing was started."
+
+
+class LeaseNotTaken(Problem):
+    code = "lease_not_taken"
+    status = 409
+    message = "VM {vm_id} was ended on host {host_id}: its QEMU ran without the VM's lease."
+    hint = 'Restart libvirtd there, so that it reads lock_manager = "sanlock" in qemu.conf, and start the VM again.'
+
+
+class LeaseFailed(Problem):
+    code = "lease_failed"
+    status = 409
+    message = "The lease of VM {vm_id} on storage domain {domain_id} could not be {action}: {reason}."
+    hint = "Mend what is named and repeat the request."
+
+
 class MacTaken(Problem):
     code = "mac_taken"
     status = 409

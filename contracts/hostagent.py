@@ -45,9 +45,12 @@ class Claim(f.Request):
 
 
 class CreateDomain(f.Request):
+    """`io_timeout`: seconds, sanlock's unit of patience, with which the lockspace is formatted."""
+
     domain = f.nested(DomainRef)
     name = f.name()
     data_center_id = f.uid()
+    io_timeout = f.count(1, 60, load_default=10)
 
 
 class DomainFacts(f.Fact):
@@ -62,6 +65,31 @@ class DomainFacts(f.Fact):
 
 
 class OnDomain(f.Request):
+    domain = f.nested(DomainRef)
+
+
+# -- lockspaces and leases --------------------------------------------------------------------------------
+
+
+class Lockspace(f.Request):
+    """A domain's lockspace as one host joins it. `sanlock_id`: the host's own number in it, 1 to 2000, which no
+    other host of the data center has. `io_timeout` in seconds, the same on all hosts."""
+
+    domain = f.nested(DomainRef)
+    sanlock_id = f.count(1, 2000)
+    io_timeout = f.count(1, 60)
+
+
+class LockspaceFacts(f.Fact):
+    """How far a host is with one domain's lockspace; `problem` says why it is not joined."""
+
+    domain_id = f.uid()
+    state = f.choice("joining", "joined", "failed", "left")
+    problem = f.text(allow_none=True)
+
+
+class VmOnDomain(f.Request):
+    vm_id = f.uid()
     domain = f.nested(DomainRef)
 
 
@@ -181,7 +209,8 @@ class DirectBoot(f.Request):
 
 
 class VmSpec(f.Request):
-    """All that libvirt's XML is built from. `memory` in bytes."""
+    """All that libvirt's XML is built from. `memory` in bytes. `lease`: the lockspace in which the VM has its lease,
+    which the start takes (and creates where there is none); null starts it without one."""
 
     id = f.uid()
     name = f.name()
@@ -192,6 +221,7 @@ class VmSpec(f.Request):
     boot = f.nested(DirectBoot, allow_none=True, load_default=None)
     disks = f.many(VmDisk, 64)
     nics = f.many(VmNic, 32)
+    lease = f.nested(Lockspace, allow_none=True, load_default=None)
 
 
 class VmRef(f.Request):
@@ -386,7 +416,7 @@ class Discard(f.Request):
 
 
 class HostFacts(f.Fact):
-    """`memory` in bytes."""
+    """`memory` in bytes. `leases_fault`: why VMs with a lease cannot start there, null where they can."""
 
     cpus = f.count()
     memory = f.size()
@@ -394,6 +424,7 @@ class HostFacts(f.Fact):
     libvirt = f.text(allow_none=True)
     qemu = f.text(allow_none=True)
     kvm = f.flag()
+    leases_fault = f.text(allow_none=True, load_default=None)
 
 
 class Heartbeat(f.Fact):
@@ -409,6 +440,7 @@ class Heartbeat(f.Fact):
     problem = f.text(allow_none=True)
     facts = f.nested(HostFacts)
     vms = f.many(VmFacts)
+    lockspaces = f.many(LockspaceFacts, 1000, load_default=list)
 
 
 class VmNews(VmFacts):
@@ -446,6 +478,7 @@ _CHAIN = (
     errors.TemplateVolume,
 )
 _VIRT = (errors.HypervisorAway, errors.HypervisorRefused, errors.VmUnsure, errors.VmWrongState)
+_LEASE = (errors.LeasesUnfit, errors.LockspaceNotJoined, errors.LeaseHeld, errors.LeaseFailed)
 _MERGE = (
     *_CHAIN,
     *_VIRT,
@@ -464,12 +497,18 @@ look_domain = Rpc(OWNER, "look_domain", OnDomain, DomainFacts, _STORAGE)
 delete_domain = Rpc(OWNER, "delete_domain", OnDomain, f.Nothing, (*_STORAGE, errors.StillInUse), deadline=30)
 scan_domain = Rpc(OWNER, "scan_domain", OnDomain, DomainScan, _CHAIN, deadline=120)
 
+join_domain = Rpc(OWNER, "join_domain", Lockspace, LockspaceFacts, _STORAGE, deadline=15)
+leave_domain = Rpc(
+    OWNER, "leave_domain", OnDomain, LockspaceFacts, (*_STORAGE, *_LEASE, errors.StillInUse), deadline=15
+)
+drop_lease = Rpc(OWNER, "drop_lease", VmOnDomain, f.Nothing, (*_STORAGE, *_LEASE), deadline=30)
+
 create_volume = Rpc(OWNER, "create_volume", CreateVolume, VolumeFacts, _CHAIN, deadline=60)
 create_thin_disk = Rpc(OWNER, "create_thin_disk", CreateThinDisk, VolumeFacts, _CHAIN, deadline=60)
 copy_disk = Rpc(OWNER, "copy_disk", CopyDisk, CopyFacts, (*_CHAIN, errors.DiskBusy), deadline=30)
 delete_disk = Rpc(OWNER, "delete_disk", DeleteDisk, f.Nothing, _CHAIN, deadline=120)
 
-start_vm = Rpc(OWNER, "start_vm", VmSpec, VmFacts, (*_CHAIN, *_VIRT), deadline=60)
+start_vm = Rpc(OWNER, "start_vm", VmSpec, VmFacts, (*_CHAIN, *_VIRT, *_LEASE, errors.LeaseNotTaken), deadline=60)
 shut_down_vm = Rpc(OWNER, "shut_down_vm", VmRef, VmFacts, _VIRT)
 power_off_vm = Rpc(OWNER, "power_off_vm", VmRef, VmFacts, _VIRT, deadline=30)
 look_vm = Rpc(OWNER, "look_vm", VmRef, VmFacts, _VIRT)

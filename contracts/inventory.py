@@ -44,13 +44,17 @@ class Version(f.Request):
 
 
 class CreateDataCenter(f.Request):
-    """`mac_first` to `mac_last` is the pool that NICs without an address draw from."""
+    """`mac_first` to `mac_last` is the pool that NICs without an address draw from. `leases`: every VM with a disk
+    takes a sanlock lease at each start. `io_timeout`: sanlock's unit of patience in seconds, set once for all hosts
+    (10 is sanlock's own; joining a lockspace takes 3 of them, proving a host dead 8 and a minute)."""
 
     id = f.uid()
     name = f.name()
     description = f.text(load_default="")
     mac_first = f.mac(load_default="56:6f:1a:00:00:00")
     mac_last = f.mac(load_default="56:6f:1a:00:ff:ff")
+    leases = f.flag(load_default=True)
+    io_timeout = f.count(1, 60, load_default=10)
 
 
 class DataCenter(f.Fact):
@@ -59,13 +63,18 @@ class DataCenter(f.Fact):
     description = f.text()
     mac_first = f.mac()
     mac_last = f.mac()
+    leases = f.flag(load_default=False)
+    io_timeout = f.count(load_default=10)
     version = f.count(1)
     created_at = f.time()
 
 
 class ChangeDataCenter(Version):
+    """`leases` holds from each VM's next start on."""
+
     name = f.name(load_default=None, allow_none=True)
     description = f.text(load_default=None, allow_none=True)
+    leases = f.flag(load_default=None, allow_none=True)
 
 
 class DataCenters(Rows):
@@ -114,7 +123,8 @@ class CreateHost(f.Request):
 
 class Host(f.Fact):
     """`state`: new (its agent was never heard), up, problem (its agent says what is wrong), non_responsive.
-    `clock_offset` in seconds, how far its clock is ahead of ours; `last_seen` null while new."""
+    `clock_offset` in seconds, how far its clock is ahead of ours; `last_seen` null while new. `sanlock_id`: its number
+    in the lockspaces of its data center; `lockspaces`: those it has joined or tries to join."""
 
     id = f.uid()
     name = f.name()
@@ -125,6 +135,8 @@ class Host(f.Fact):
     boot_id = f.text(allow_none=True)
     clock_offset = f.number(allow_none=True)
     last_seen = f.time(allow_none=True)
+    sanlock_id = f.count(allow_none=True, load_default=None)
+    lockspaces = f.many(hostagent.LockspaceFacts, 1000, load_default=list)
     version = f.count(1)
     created_at = f.time()
 
@@ -293,7 +305,8 @@ VM_STATES = ("down", "starting", "running", "paused", "shutting_down", "powering
 class Vm(f.Fact):
     """`state` follows QEMU: `unsure` when QEMU and libvirt differ, `unknown` when its host is silent.
     `deleting`: its disks are being deleted, then it goes. `host_id`: where it runs or may run, null when it is
-    down. `disks` are the plugged ones. `template_id`: what it was made from, which a full clone may outlive."""
+    down. `disks` are the plugged ones. `template_id`: what it was made from, which a full clone may outlive.
+    `lease_domain_id`: the domain that holds its lease, null before its first start with one."""
 
     id = f.uid()
     name = f.name()
@@ -311,6 +324,7 @@ class Vm(f.Fact):
     reason = f.text()
     host_id = f.uid(allow_none=True)
     template_id = f.uid(allow_none=True, load_default=None)
+    lease_domain_id = f.uid(allow_none=True, load_default=None)
     version = f.count(1)
     created_at = f.time()
 
@@ -413,7 +427,7 @@ list_clusters = Rpc(OWNER, "list_clusters", ListClusters, Clusters)
 change_cluster = Rpc(OWNER, "change_cluster", ChangeCluster, Cluster, _CHANGE)
 delete_cluster = Rpc(OWNER, "delete_cluster", Version, Gone, (*_CHANGE, errors.StillInUse))
 
-create_host = Rpc(OWNER, "create_host", CreateHost, Host, _NEW)
+create_host = Rpc(OWNER, "create_host", CreateHost, Host, (*_NEW, errors.LimitExceeded))
 get_host = Rpc(OWNER, "get_host", ById, Host, (errors.NotFound,))
 list_hosts = Rpc(OWNER, "list_hosts", ListHosts, Hosts)
 delete_host = Rpc(OWNER, "delete_host", Version, Gone, (*_CHANGE, errors.StillInUse))

@@ -8,24 +8,25 @@ from typing import Any
 
 from contracts import errors
 from services.hostagent import accelerator
+from services.hostagent.leasing import Leasing
 from services.hostagent.place import Place
 from services.hostagent.virt import Virt
 from services.hostagent.vms import Vms
 
 
 class Census:
-    def __init__(self, place: Place, virt: Virt, vms: Vms) -> None:
-        self._place, self._virt, self._vms = place, virt, vms
+    def __init__(self, place: Place, virt: Virt, vms: Vms, leasing: Leasing) -> None:
+        self._place, self._virt, self._vms, self._leasing = place, virt, vms, leasing
         self._versions: tuple[str, str] | None = None
 
     def take(self) -> dict[str, Any]:
-        """problem, facts and vms of contracts.hostagent.Heartbeat."""
+        """problem, facts, vms and lockspaces of contracts.hostagent.Heartbeat."""
         problem = None if self._virt.connected else f"libvirt is away: {self._virt.fault}"
         try:
             vms = self._vms.everyone()
         except (errors.HypervisorAway, errors.HypervisorRefused) as fault:
             problem, vms = str(fault), []
-        return {"problem": problem, "facts": self._facts(), "vms": vms}
+        return {"problem": problem, "facts": self._facts(), "vms": vms, "lockspaces": self._leasing.spaces.facts()}
 
     def _facts(self) -> dict[str, Any]:
         libvirt_, qemu = self._ask_versions()
@@ -36,6 +37,7 @@ class Census:
             "libvirt": libvirt_,
             "qemu": qemu,
             "kvm": accelerator.kvm(self._place.accelerator, self._place.emulator),
+            "leases_fault": self._leasing.spaces.fault,
         }
 
     def _ask_versions(self) -> tuple[str | None, str | None]:

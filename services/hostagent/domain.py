@@ -2,7 +2,7 @@
 
 A domain is built in a hidden folder beside its place and renamed there when all of it is on the disk, so nobody
 ever sees half of one. sanlock's own tool formats `ids` and `leases` (its `direct` commands need no daemon); where
-it is not installed the files stay zeroed and who first joins the lockspace formats them.
+it is not installed the files stay zeroed, and joining says that `ids` is no lockspace.
 """
 
 from __future__ import annotations
@@ -28,8 +28,9 @@ _FORMAT_SECONDS = 20
 Ref = dict[str, Any]
 
 
-def create(domain: Ref, name: str, data_center_id: str) -> dict[str, Any]:
-    """DomainFacts of a new V5 domain; one that is there already must be the same."""
+def create(domain: Ref, name: str, data_center_id: str, io_timeout: int = 10) -> dict[str, Any]:
+    """DomainFacts of a new V5 domain; one that is there already must be the same. `io_timeout` in seconds: the
+    lockspace's, by which who joins first waits."""
     place = layout.Place(domain["path"], domain["id"])
     with files.guard("create_domain", place.root, place.id, NEEDS):
         _check_root(place, others_allowed=False)
@@ -39,7 +40,7 @@ def create(domain: Ref, name: str, data_center_id: str) -> dict[str, Any]:
         _refuse_full(place.path, place.id)
         stage = f"{place.path.rstrip('/')}/.{place.id}{layout.NEW}"
         try:
-            _build(stage, layout.new_domain(place.id, name, data_center_id, place.path))
+            _build(stage, layout.new_domain(place.id, name, data_center_id, place.path), io_timeout)
         except (OSError, errors.Problem):
             shutil.rmtree(stage, ignore_errors=True)
             raise
@@ -188,7 +189,7 @@ def _refuse_full(path: str, domain_id: str) -> None:
 # -- building ---------------------------------------------------------------------------------------------
 
 
-def _build(stage: str, metadata: layout.Domain) -> None:
+def _build(stage: str, metadata: layout.Domain, io_timeout: int) -> None:
     """The whole tree, synced, metadata last; a stage that a crash left behind is made anew."""
     shutil.rmtree(stage, ignore_errors=True)
     for folder in ("", "/dom_md", "/images", "/master", "/master/vms", "/master/tasks"):
@@ -197,7 +198,7 @@ def _build(stage: str, metadata: layout.Domain) -> None:
     for name, size in _SPARSE.items():
         files.make_sparse(f"{dom_md}/{name}", size)
     files.make_sparse(f"{dom_md}/{files.LOCKS}", 0)
-    _format_leases(dom_md, metadata.id)
+    _format_leases(dom_md, metadata.id, io_timeout)
     _make_xleases(f"{dom_md}/xleases", metadata.id)
     crash.point("domain.create.before_metadata")
     files.write(f"{dom_md}/metadata", layout.write_domain(metadata))
@@ -205,14 +206,14 @@ def _build(stage: str, metadata: layout.Domain) -> None:
         files.sync_folder(stage + folder)
 
 
-def _format_leases(dom_md: str, domain_id: str) -> None:
+def _format_leases(dom_md: str, domain_id: str, io_timeout: int) -> None:
     """`ids` becomes the lockspace, slot 1 of `leases` the resource SDM."""
     if shutil.which("sanlock") is None:
         return
     # Relative names: a path may have characters that the tool's own syntax uses.
     for what in (["-s", f"{domain_id}:0:ids:0"], ["-r", f"{domain_id}:SDM:leases:{layout.MiB}"]):
         done = subprocess.run(
-            ["sanlock", "direct", "init", *what],
+            ["sanlock", "direct", "init", "-o", str(io_timeout), *what],
             cwd=dom_md,
             capture_output=True,
             text=True,

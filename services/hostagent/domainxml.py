@@ -43,9 +43,18 @@ def name_of(vm_id: str) -> str:
     return f"vm-{vm_id}"
 
 
-def build(spec: Spec, leaves: dict[str, dict[str, str]], *, monitor: str, kvm: bool, emulator: str) -> str:
+def build(
+    spec: Spec,
+    leaves: dict[str, dict[str, str]],
+    *,
+    monitor: str,
+    kvm: bool,
+    emulator: str,
+    lease: dict[str, Any] | None = None,
+) -> str:
     """`leaves`: by disk id, {"path", "format" (cow or raw), "io" (native or threads), "cache", "variables" (where the
-    UEFI variables lie if this is the boot disk)}."""
+    UEFI variables lie if this is the boot disk)}. `lease`: {"lockspace", "key", "path", "offset"} of the sanlock lease
+    that libvirt takes whenever the guest is to run."""
     domain = ET.Element("domain", type="kvm" if kvm else "qemu")
     _add(domain, "name", name_of(spec["id"]))
     _add(domain, "uuid", spec["id"])
@@ -62,7 +71,9 @@ def build(spec: Spec, leaves: dict[str, dict[str, str]], *, monitor: str, kvm: b
     _add(domain, "clock", offset="utc")
     for event, action in (("poweroff", "destroy"), ("reboot", "restart"), ("crash", "destroy")):
         _add(domain, f"on_{event}", action)
-    _devices(domain, spec, leaves, emulator)
+    devices = _devices(domain, spec, leaves, emulator)
+    if lease is not None:
+        _lease(devices, lease)
     _monitor(domain, monitor)
     ET.indent(domain)
     return ET.tostring(domain, encoding="unicode")
@@ -97,7 +108,7 @@ def _boot(domain: ET.Element, spec: Spec, leaves: dict[str, dict[str, str]]) -> 
             _add(system, name, boot[name])
 
 
-def _devices(domain: ET.Element, spec: Spec, leaves: dict[str, dict[str, str]], emulator: str) -> None:
+def _devices(domain: ET.Element, spec: Spec, leaves: dict[str, dict[str, str]], emulator: str) -> ET.Element:
     devices = _add(domain, "devices")
     _add(devices, "emulator", emulator)
     if any(disk["bus"] == "scsi" for disk in spec["disks"]):
@@ -115,6 +126,14 @@ def _devices(domain: ET.Element, spec: Spec, leaves: dict[str, dict[str, str]], 
     _add(devices, "memballoon", model="none")
     rng = _add(devices, "rng", model="virtio")
     _add(rng, "backend", "/dev/urandom", model="random")
+    return devices
+
+
+def _lease(devices: ET.Element, lease: dict[str, Any]) -> None:
+    element = _add(devices, "lease")
+    _add(element, "lockspace", lease["lockspace"])
+    _add(element, "key", lease["key"])
+    _add(element, "target", path=lease["path"], offset=str(lease["offset"]))
 
 
 def targets(disks: list[dict[str, Any]]) -> list[str]:

@@ -39,14 +39,19 @@ class Heart:
         self._host_id, self._ask = host_id, ask
         self._agent_id, self._sequence = str(uuid.uuid4()), 0
         self._facts: dict[str, Any] = _plain_facts()
+        self._lockspaces: list[dict[str, Any]] = []
 
     def beat(self) -> dict[str, Any]:
         """contracts.hostagent.Heartbeat."""
         try:
             told = self._ask("beat", {}, BEAT_SECONDS)
-            self._facts = told["facts"]
+            self._facts, self._lockspaces = told["facts"], told["lockspaces"]
         except errors.Problem as problem:
-            told = {"problem": f"the hypervisor process does not answer: {problem}", "vms": []}
+            told = {
+                "problem": f"the hypervisor process does not answer: {problem}",
+                "vms": [],
+                "lockspaces": self._lockspaces,
+            }
         self._sequence += 1
         return {
             "host_id": self._host_id,
@@ -57,6 +62,7 @@ class Heart:
             "problem": told["problem"],
             "facts": self._facts,
             "vms": told["vms"],
+            "lockspaces": told["lockspaces"],
         }
 
 
@@ -106,4 +112,5 @@ def _plain_facts() -> dict[str, Any]:
         "libvirt": None,
         "qemu": None,
         "kvm": False,
+        "leases_fault": None,
     }

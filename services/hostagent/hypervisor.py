@@ -20,6 +20,7 @@ from services.hostagent.commit import Commit
 from services.hostagent.copies import Copies
 from services.hostagent.jobs import Jobs
 from services.hostagent.journal import Journal
+from services.hostagent.leasing import Leasing
 from services.hostagent.locks import Named, Still
 from services.hostagent.look import Eyes
 from services.hostagent.mender import Mender
@@ -40,7 +41,7 @@ Request = dict[str, Any]
 Call = Callable[[Request], dict[str, Any]]
 _log = logs.get("hypervisor")
 
-LANES = {"beat": 2, "look": 8, "ask": 8, "store": 8}  # threads
+LANES = {"beat": 2, "look": 8, "ask": 8, "start": 4, "store": 8, "watch": 2}  # threads; starts wait for lockspaces
 
 
 class Hypervisor:
@@ -53,12 +54,14 @@ class Hypervisor:
         self._eyes = Eyes(place, monitors, self._virt, self._storage, journal)
         self._repair = repair = Repair(place, self._virt, monitors, journal)
         self._still = still = Still()
-        parts = Parts(place, self._eyes, self._virt, monitors, self._storage, journal, repair, Named(), Named(), still)
+        self._leasing = leasing = Leasing(place, self._storage, journal, self._virt, monitors)
+        locks = (Named(), Named(), still)
+        parts = Parts(place, self._eyes, self._virt, monitors, self._storage, journal, repair, leasing, *locks)
         self._jobs = Jobs(journal, self._eyes, self.server.tell, still)
         self._vms = Vms(parts)
         self._pivot, self._quiesce = Pivot(parts), Quiesce(parts)
         self._switch = Switch(parts, self._quiesce)
-        self._census = Census(place, self._virt, self._vms)
+        self._census = Census(place, self._virt, self._vms, leasing)
         self._mender = Mender(parts, self._vms)
         self._lanes = {name: ThreadPoolExecutor(size, thread_name_prefix=name) for name, size in LANES.items()}
         record, self._copies = Record(parts), Copies(parts)
@@ -72,6 +75,7 @@ class Hypervisor:
         except OSError as fault:
             _log.warning("libvirtd could not be started", reason=str(fault))
         self._virt.start()
+        self._leasing.spaces.start()
         self._jobs.start()
         self._pivot.start()
         self._mender.start()
@@ -88,8 +92,13 @@ class Hypervisor:
             "look_domain": ("look", lambda r: storage.look_domain(r["domain"], deadline=8.0)),
             "create_domain": (
                 "store",
-                lambda r: storage.create_domain(r["domain"], r["name"], r["data_center_id"], deadline=25.0),
+                lambda r: storage.create_domain(
+                    r["domain"], r["name"], r["data_center_id"], r["io_timeout"], deadline=25.0
+                ),
             ),
+            "join_domain": ("store", self._leasing.spaces.join),
+            "leave_domain": ("store", lambda r: self._leasing.spaces.leave(r["domain"])),
+            "drop_lease": ("store", self._leasing.drop),
             "delete_domain": ("store", storing.delete_domain),
             "scan_domain": ("store", lambda r: storage.scan(r["domain"], deadline=110.0)),
             "create_volume": ("store", storing.create_volume),
@@ -99,7 +108,7 @@ class Hypervisor:
             "record_merge": ("store", storing.record_merge),
             "record_chain": ("store", storing.record_chain),
             "discard_volume": ("store", storing.discard),
-            "start_vm": ("ask", vms.start),
+            "start_vm": ("start", vms.start),
             "shut_down_vm": ("ask", lambda r: vms.shut_down(r["vm_id"])),
             "power_off_vm": ("ask", lambda r: vms.power_off(r["vm_id"])),
             "switch_leaves": ("ask", self._switch.ask),
@@ -158,9 +167,20 @@ class Hypervisor:
     def _vm_news(self, vm_id: str) -> None:
         self._still.give_way()  # a pause of ours is no news: once it is over the VM is as it was
         try:
-            self.server.tell("vm_changed", self._vms.settled_look(vm_id))
+            facts = self._vms.settled_look(vm_id)
+            reason = self._leasing.why_ended(vm_id) if facts["state"] == "down" else ""
+            self.server.tell("vm_changed", {**facts, "reason": facts["reason"] or reason})
             if self._journal.get("pauses", vm_id):
                 self._pivot.wake()
             self._jobs.wake()
         except Exception:
             _log.exception("news of a VM failed", vm_id=vm_id)
+        self._lanes["watch"].submit(self._verify, vm_id)
+
+    def _verify(self, vm_id: str) -> None:
+        """In a lane of its own: sanlock may be slow, heartbeats must not be."""
+        self._still.give_way()
+        try:
+            self._leasing.verify(vm_id)
+        except Exception:
+            _log.exception("whether a VM holds its lease could not be looked up", vm_id=vm_id)

@@ -5,6 +5,8 @@
     pauses   {vm id: {...}}       guests that we paused around a pivot
     freezes  {vm id: {...}}       guests whose file systems we froze around a snapshot
     repairs  {"libvirtd": vm id}  libvirtd is stopped, and ours to start again
+    lockspaces  {domain id: {...}}  lockspaces that this host joins
+    leased   {vm id: {...}}       VMs that were started with a lease
 
 A write is on the disk when the method returns. Thread-safe.
 """
@@ -19,7 +21,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("claims", "jobs", "pauses", "freezes", "repairs")
+SECTIONS = ("claims", "jobs", "pauses", "freezes", "repairs", "lockspaces", "leased")
 
 
 class Journal:

@@ -372,8 +372,8 @@ def _shown(text: str | None) -> str:
 # -- the index of user leases -----------------------------------------------------------------------------
 
 LEASE_RECORDS = 3960
-_INDEX_HEADER = struct.Struct(">i x 4s x 48s x 10s x c 440x c")
-_INDEX_RECORD = struct.Struct("48s x 11s x 3c")
+INDEX_HEADER = struct.Struct(">i x 4s x 48s x 10s x c 440x c")
+INDEX_RECORD = struct.Struct("48s x 11s x 3c")
 
 
 def empty_lease_index(lockspace: str, time: int) -> bytes:
@@ -381,6 +381,6 @@ def empty_lease_index(lockspace: str, time: int) -> bytes:
 
     Header: magic, version, lockspace, time (seconds since 1970), '-' (no update under way), newline; then records:
     name of the resource, its offset, '-', '-', newline. Padding is NUL. The format is VDSM's."""
-    header = _INDEX_HEADER.pack(0x12152016, b"0001", lockspace.encode(), b"%010d" % time, b"-", b"\n")
-    free = _INDEX_RECORD.pack(b"", b"%011d" % 0, b"-", b"-", b"\n")
+    header = INDEX_HEADER.pack(0x12152016, b"0001", lockspace.encode(), b"%010d" % time, b"-", b"\n")
+    free = INDEX_RECORD.pack(b"", b"%011d" % 0, b"-", b"-", b"\n")
     return header + free * LEASE_RECORDS

@@ -271,7 +271,7 @@ class Pivot:
     def _resume(self, pause: Pause, times: Times) -> None:
         """By libvirt, repaired first where it lost the VM. Where it stays away the guest is not kept standing: the
         outcome is known and the mark is durable (or nothing was to be marked), so QEMU may go on by our own monitor.
-        (Not once a VM has a lease that libvirt's lock manager takes at resume: then only libvirt may.)"""
+        A VM with a lease may not: only libvirt takes that again."""
         vm_id = pause["vm_id"]
         try:
             with times.part("resume_ms"):
@@ -279,7 +279,7 @@ class Pivot:
             times.over()
         except (errors.HypervisorAway, errors.HypervisorRefused, errors.VmUnsure, _NotYet) as fault:
             _log.warning("libvirt does not resume the guest; QEMU is asked", vm_id=vm_id, reason=str(fault))
-        if self._status(vm_id) in ("paused", "io-error"):
+        if self._status(vm_id) in ("paused", "io-error") and not self._parts.leasing.keeps(vm_id):
             self._parts.monitors.ask(vm_id, "cont")
         if self._status(vm_id) == "paused":
             raise _NotYet("the guest stands still after a resume")

@@ -75,6 +75,18 @@ class Hostagent(bus.Service):
     def scan_domain(self, request: Ask) -> Ask:
         return self._pass(contract.scan_domain, request)
 
+    @bus.serves(contract.join_domain)
+    def join_domain(self, request: Ask) -> Ask:
+        return self._pass(contract.join_domain, request)
+
+    @bus.serves(contract.leave_domain)
+    def leave_domain(self, request: Ask) -> Ask:
+        return self._pass(contract.leave_domain, request)
+
+    @bus.serves(contract.drop_lease)
+    def drop_lease(self, request: Ask) -> Ask:
+        return self._pass(contract.drop_lease, request)
+
     @bus.serves(contract.create_volume)
     def create_volume(self, request: Ask) -> Ask:
         return self._pass(contract.create_volume, request)

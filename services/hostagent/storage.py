@@ -22,6 +22,7 @@ from services.hostagent.storage_pipe import Child, Died, Overdue
 QUICK = "quick"  # looks and marks: milliseconds
 MAKE = "make"  # qemu-img create, new domains
 SLOW = "slow"  # whole-domain scans and what needs one
+LEASE, LEASE_SECONDS = "lease", 30.0  # what is asked of sanlock; more than a lease's writer may take
 
 MAX_CHILDREN = 48  # idle ones beyond this are ended, least recently used first
 
@@ -43,13 +44,11 @@ class Storage:
         self._gone: list[Child] = []
         self._lock = threading.Lock()
 
-    # -- domains --
-
     def create_domain(
-        self, domain: Domain, name: str, data_center_id: str, *, deadline: float | None = None
+        self, domain: Domain, name: str, data_center_id: str, io_timeout: int = 10, *, deadline: float | None = None
     ) -> dict[str, Any]:
         """DomainFacts of the domain, made now or before."""
-        args = {"domain": domain, "name": name, "data_center_id": data_center_id}
+        args = {"domain": domain, "name": name, "data_center_id": data_center_id, "io_timeout": io_timeout}
         return self._ask(MAKE, "create_domain", args, deadline)
 
     def look_domain(self, domain: Domain, *, deadline: float | None = None) -> dict[str, Any]:
@@ -77,6 +76,11 @@ class Storage:
         `but`: volumes of the same image that may; before a commit of top into base, base may have top alone."""
         args = {"domain": domain, "image": image, "volumes": list(volumes), "but": list(but)}
         return dict(self._ask(SLOW, "referrers", args, deadline)["by"])
+
+    def lease(self, op: str, domain: Domain, **args: Any) -> dict[str, Any]:
+        """One ask of sanlock about this domain, by its name in storage_child.py."""
+        lane = MAKE if op in ("ensure_lease", "drop_lease") else LEASE  # writers keep nobody waiting who looks
+        return self._ask(lane, op, {"domain": domain, **args}, LEASE_SECONDS)
 
     # -- volumes --
 

@@ -20,6 +20,22 @@ from typing import Any
 from contracts import errors
 from services.hostagent import copying, creation, discard, domain, layout, merging, scan, thin, volume
 
+
+def _sanlock(name: str) -> Callable[..., dict[str, Any] | None]:
+    """A function of sanlocks.py, imported when it is first asked for: a host without the binding does all the rest."""
+
+    def run(**args: Any) -> dict[str, Any] | None:
+        try:
+            from services.hostagent import sanlocks
+        except ImportError:
+            reason, advice = "its Python has no binding of sanlock", "Install python3-sanlock there."
+            raise errors.LeasesUnfit(host_id="?", reason=reason, advice=advice) from None
+        answer: dict[str, Any] | None = getattr(sanlocks, name)(**args)
+        return answer
+
+    return run
+
+
 OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "create_domain": domain.create,
     "look_domain": domain.look,
@@ -41,11 +57,19 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "resize": volume.resize,
     "discard": discard.discard,
     "delete_image": discard.delete_image,
+    "look_lockspace": _sanlock("look"),
+    "join_lockspace": _sanlock("join"),
+    "leave_lockspace": _sanlock("leave"),
+    "look_host_record": _sanlock("record"),
+    "ensure_lease": _sanlock("ensure"),
+    "drop_lease": _sanlock("drop"),
+    "lease_owner": _sanlock("owner"),
+    "lease_held": _sanlock("held"),
 }
 
 
 _IDS = {
-    *("image", "volume", "parent", "base", "top", "child", "heir", "stands_on"),
+    *("image", "volume", "parent", "base", "top", "child", "heir", "stands_on", "vm"),
     *("source_image", "template_image", "template_volume"),
 }
 _LISTS = {"volumes", "between", "below", "ids", "unused"}

@@ -45,6 +45,7 @@ class Storing:
             )
 
     def delete_domain(self, request: Request) -> dict[str, Any]:
+        self._parts.leasing.spaces.leave_deleted(request["domain"])
         self._parts.storage.delete_domain(request["domain"], deadline=25.0)
         return {}
 

@@ -53,12 +53,13 @@ class Vms:
             if facts["state"] != "down":
                 return facts
             self._monitors.forget(vm_id)
-            for disk in spec["disks"]:
-                self._record.put_back(disk["disk"])  # a VM never starts on a chain that was not recorded
-            xml = self._build(spec)
-            crash.point("start.before_ask")
-            self._virt.launch(vm_id, xml)
-            crash.point("start.after_settled")
+            with self._parts.leasing.starting(vm_id, spec.get("lease")) as lease:
+                for disk in spec["disks"]:
+                    self._record.put_back(disk["disk"])  # a VM never starts on a chain that was not recorded
+                xml = self._build(spec, lease)
+                crash.point("start.before_ask")
+                self._virt.launch(vm_id, xml)
+                crash.point("start.after_settled")
         return self.look(vm_id)
 
     def shut_down(self, vm_id: str) -> Facts:
@@ -106,7 +107,7 @@ class Vms:
             if process.find(vm_id) is not None:
                 raise errors.VmUnsure(vm_id=vm_id, reason="libvirt has lost the VM") from None
 
-    def _build(self, spec: dict[str, Any]) -> str:
+    def _build(self, spec: dict[str, Any], lease: dict[str, Any] | None) -> str:
         leaves = {disk["disk"]["disk_id"]: self._leaf(disk) for disk in spec["disks"]}
         first = domainxml.boot_disk(spec)
         if spec["firmware"] == "uefi" and first is not None:
@@ -114,7 +115,8 @@ class Vms:
         kvm = accelerator.kvm(self._place.accelerator, self._place.emulator)
         socket = self._monitors.path(spec["id"])
         socket.parent.mkdir(parents=True, exist_ok=True)
-        return domainxml.build(spec, leaves, monitor=str(socket), kvm=kvm, emulator=self._place.emulator)
+        emulator = self._place.emulator
+        return domainxml.build(spec, leaves, monitor=str(socket), kvm=kvm, emulator=emulator, lease=lease)
 
     def _leaf(self, disk: dict[str, Any]) -> dict[str, str]:
         """The volume to start from: the one that the marks on the storage name, if the database agrees."""

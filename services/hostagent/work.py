@@ -10,6 +10,7 @@ from typing import Any
 from contracts import errors
 from services.hostagent import claims, views
 from services.hostagent.journal import Journal
+from services.hostagent.leasing import Leasing
 from services.hostagent.locks import Named, Still
 from services.hostagent.look import Eyes
 from services.hostagent.monitor import Monitors
@@ -32,6 +33,7 @@ class Parts:
     storage: Storage
     journal: Journal
     repair: Repair
+    leasing: Leasing
     disks: Named
     vms: Named
     still: Still

@@ -36,7 +36,15 @@ from tests.fakes.agent_storage import Storage
 from tests.fakes.agent_world import World
 
 PROMISES: dict[str, Rpc] = {promise.wire: promise for promise in vars(hostagent).values() if isinstance(promise, Rpc)}
-FACTS = {"cpus": 8, "memory": 32 * 2**30, "hostname": "fake", "libvirt": "9.0.0", "qemu": "7.2.0", "kvm": True}
+FACTS = {
+    "cpus": 8,
+    "memory": 32 * 2**30,
+    "hostname": "fake",
+    "libvirt": "9.0.0",
+    "qemu": "7.2.0",
+    "kvm": True,
+    "leases_fault": None,
+}
 
 
 class FakeAgent:
@@ -126,8 +134,17 @@ class FakeAgent:
         self.sequence += 1
         with self.world.storage.lock:
             vms = [vm.facts() for vm in self.world.vms.values()]
+            lockspaces = list(self.world.lockspaces.values())
         own = {"host_id": self.host_id, "boot_id": self.boot_id, "agent_id": self.agent_id, "sequence": self.sequence}
-        return {**own, "clock": self.now(), "problem": self.problem, "facts": self.facts, "vms": vms, **other}
+        return {
+            **own,
+            "clock": self.now(),
+            "problem": self.problem,
+            "facts": self.facts,
+            "vms": vms,
+            "lockspaces": lockspaces,
+            **other,
+        }
 
     def beat(self, **other: Any) -> None:
         self._voice.tell(hostagent.heartbeat, lambda: self.heartbeat(**other), key=self.host_id)

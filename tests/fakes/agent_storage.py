@@ -64,7 +64,8 @@ class Image:
 
 class Storage:
     """What several fake agents share. `unusable`: paths that are no good directory. `copy_bytes`: what a copy of a
-    disk has to write, `copy_rate` of it between two asks (0: it stands still); `copies`: how far each one is."""
+    disk has to write, `copy_rate` of it between two asks (0: it stands still); `copies`: how far each one is.
+    `leases`: by VM the number of the host that holds its lease, None where it is free."""
 
     def __init__(self) -> None:
         self.lock = threading.RLock()
@@ -73,6 +74,7 @@ class Storage:
         self.unusable: set[str] = set()
         self.copy_bytes = self.copy_rate = 64 * MIB
         self.copies: dict[str, int] = {}
+        self.leases: dict[str, int | None] = {}
 
     # -- domains ------------------------------------------------------------------------------------------
 

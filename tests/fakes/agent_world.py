@@ -82,6 +82,27 @@ class World:
         self.guest_rate = 0
         self.quiesced = False
         self.news: list[tuple[Any, ...]] = []
+        self.lockspaces: dict[str, Facts] = {}
+
+    # -- lockspaces and leases ----------------------------------------------------------------------------
+
+    def join_domain(self, ask: Facts) -> Facts:
+        facts = {"domain_id": ask["domain"]["id"], "state": "joined", "problem": None}
+        return self.lockspaces.setdefault(ask["domain"]["id"], facts)
+
+    def leave_domain(self, ask: Facts) -> Facts:
+        self.lockspaces.pop(ask["domain"]["id"], None)
+        return {"domain_id": ask["domain"]["id"], "state": "left", "problem": None}
+
+    def drop_lease(self, ask: Facts) -> Facts:
+        self._refuse_held(ask["vm_id"])
+        self.storage.leases.pop(ask["vm_id"], None)
+        return {}
+
+    def _refuse_held(self, vm_id: str) -> None:
+        holder = self.storage.leases.get(vm_id)
+        if holder:
+            raise errors.LeaseHeld(vm_id=vm_id, holder=f"host number {holder}", sanlock_id=holder)
 
     # -- domains and volumes ------------------------------------------------------------------------------
 
@@ -122,6 +143,9 @@ class World:
                 raise errors.VolumeInUse(volume_id=self.storage.leaf(disk["disk_id"]), by=f"QEMU on {held}")
         for disk in disks:
             self._put_back(disk["disk_id"])
+        if spec.get("lease"):
+            self._refuse_held(spec["id"])
+            self.storage.leases[spec["id"]] = spec["lease"]["sanlock_id"]
         chains = {disk["disk_id"]: self.storage.chain(disk["disk_id"]) for disk in disks}
         for disk_id in chains:
             self.storage.image(disk_id).locked_by = self.host_id
@@ -150,6 +174,8 @@ class World:
             return
         for disk_id in vm.chains:
             self.storage.image(disk_id).locked_by = None
+        if vm_id in self.storage.leases:
+            self.storage.leases[vm_id] = None
         for disk_id, job in vm.jobs.items():
             self.news.append(("job", vm_id, disk_id, "failed", job.cur, job.end))
         self.news.append(("vm", vm_id))

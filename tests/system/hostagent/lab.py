@@ -105,16 +105,21 @@ class Vm:
     def __init__(self, agent: Agent, folder: Path, guest: image.Image, disks: int = 1, **writing: Any) -> None:
         self.agent, self.guest = agent, guest
         self.id = new_id()
-        self.domain = {"id": new_id(), "path": str(folder / f"storage-{self.id[:8]}")}
+        self.domain = self._make_domain(folder / f"storage-{self.id[:8]}")
         self.disks = [{"disk_id": new_id(), "domain": self.domain} for _ in range(disks)]
         self.volumes = [[new_id()] for _ in self.disks]
         self.log = folder / f"{self.id}.serial"
         self.writing = {"ring_mib": 16, **writing}
         self.flow, self.number = new_id(), 1
-        Path(self.domain["path"]).mkdir(exist_ok=True)
-        agent.ask("create_domain", {"domain": self.domain, "name": "d1", "data_center_id": new_id()})
         for disk, volumes in zip(self.disks, self.volumes, strict=True):
             agent.ask("create_volume", {"disk": disk, "volume_id": volumes[0], "capacity": 256 * MIB})
+
+    def _make_domain(self, path: Path) -> dict[str, Any]:
+        path.mkdir(exist_ok=True)
+        domain = {"id": new_id(), "path": str(path)}
+        made = {"domain": domain, "name": "d1", "data_center_id": new_id(), "io_timeout": 1}
+        self.agent.ask("create_domain", made)
+        return domain
 
     @property
     def claim(self) -> dict[str, Any]:

@@ -1,0 +1,160 @@
+"""Leases of VMs on this host: gives each start a lease that libvirt then takes, and sees to it that no guest of ours
+runs without the lease that it started with.
+
+The VMs that were started with a lease are journalled (`leased`). Who holds what is sanlock's word, asked for in
+storage children (sanlocks.py), never here.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import time
+from collections.abc import Iterator
+from typing import Any
+
+from chassis import logs
+from contracts import errors
+from services.hostagent import lock_setup, monitor, process
+from services.hostagent.journal import Journal
+from services.hostagent.lockspaces import Lockspaces
+from services.hostagent.monitor import Monitors
+from services.hostagent.place import Place
+from services.hostagent.storage import Storage
+from services.hostagent.virt import NoDomain, Virt
+
+GONE_SECONDS = 120.0  # that a VM's QEMU is missing before its lease is forgotten here: a start may be under way
+GLANCES = (0.0, 0.2, 0.5, 1.0)  # seconds before each look at a guest that seems to run without its lease
+_LOCK_WORDS = "Failed to acquire lock"  # libvirt's, in every version
+
+Lease = dict[str, Any]  # contracts.hostagent.Lockspace
+_log = logs.get("leases")
+
+
+class Leasing:
+    def __init__(self, place: Place, storage: Storage, journal: Journal, virt: Virt, monitors: Monitors) -> None:
+        self._place, self._journal = place, journal
+        self._virt, self._monitors = virt, monitors
+        self._ended: dict[str, str] = {}
+        self._missing: dict[str, float] = {}
+        self.spaces = Lockspaces(place, storage, journal, self._forget_ended)
+
+    # -- a start --
+
+    @contextlib.contextmanager
+    def starting(self, vm_id: str, lease: Lease | None) -> Iterator[dict[str, Any] | None]:
+        """Around the launch of a VM: gives what libvirt's XML needs of its lease, and afterwards makes sure that QEMU
+        holds it. Raises LeasesUnfit, LockspaceNotJoined, LeaseHeld, LeaseFailed, LeaseNotTaken."""
+        if lease is None:
+            self._journal.put("leased", vm_id, None)
+            yield None
+            return
+        element = self._prepare(vm_id, lease)
+        self._journal.put("leased", vm_id, lease)
+        self._ended.pop(vm_id, None)
+        try:
+            yield element
+        except errors.HypervisorRefused as refused:
+            raise self._why_refused(vm_id, lease, refused) from None
+        if not self._is_right(vm_id, lease):
+            self._destroy(vm_id, "libvirt did not take its lease")
+            raise errors.LeaseNotTaken(vm_id=vm_id, host_id=self._place.host_id)
+
+    def _prepare(self, vm_id: str, lease: Lease) -> dict[str, Any]:
+        self._check_setup()
+        self.spaces.wait_joined(lease)
+        offset = self.spaces.ask("ensure_lease", lease["domain"], vm=vm_id)["offset"]
+        self._refuse_held(vm_id, lease)
+        path = f"{lease['domain']['path'].rstrip('/')}/{lease['domain']['id']}/dom_md/xleases"
+        return {"lockspace": lease["domain"]["id"], "key": vm_id, "path": path, "offset": offset}
+
+    def _check_setup(self) -> None:
+        fault = lock_setup.find_fault()
+        if fault is not None:
+            raise errors.LeasesUnfit(host_id=self._place.host_id, reason=fault.reason, advice=fault.advice)
+
+    def _refuse_held(self, vm_id: str, lease: Lease) -> None:
+        owner = self.spaces.ask("lease_owner", lease["domain"], vm=vm_id)
+        if owner["sanlock_id"] is not None:
+            holder = "a process of this host" if owner["here"] else f"host number {owner['sanlock_id']}"
+            raise errors.LeaseHeld(vm_id=vm_id, holder=holder, sanlock_id=owner["sanlock_id"])
+
+    def _why_refused(self, vm_id: str, lease: Lease, refused: errors.HypervisorRefused) -> errors.Problem:
+        """libvirt's words name no holder: the storage does."""
+        reason = str(refused.fields.get("reason", ""))
+        if _LOCK_WORDS not in reason:
+            return refused
+        try:
+            self._refuse_held(vm_id, lease)
+        except errors.Problem as problem:
+            return problem
+        domain_id = lease["domain"]["id"]
+        return errors.LeaseFailed(vm_id=vm_id, domain_id=domain_id, action="taken", reason=reason)
+
+    # -- while it runs --
+
+    def keeps(self, vm_id: str) -> bool:
+        """Whether only libvirt may resume this VM, because a lease has to be taken again. One whose lease another host
+        holds by now has moved: what still stands here is destroyed."""
+        lease = self._journal.get("leased", vm_id)
+        if lease is None:
+            return False
+        with contextlib.suppress(errors.Problem):  # who cannot tell leaves it standing
+            owner = self.spaces.ask("lease_owner", lease["domain"], vm=vm_id)
+            if owner["sanlock_id"] is not None and not owner["here"]:
+                self._destroy(vm_id, f"it moved: host number {owner['sanlock_id']} holds its lease")
+        return True
+
+    def verify(self, vm_id: str) -> None:
+        """After something happened to a VM: one that runs without the lease it was started with is destroyed."""
+        lease = self._journal.get("leased", vm_id)
+        if lease is not None and not self._is_right(vm_id, lease):
+            self._destroy(vm_id, "it ran without its lease")
+
+    def why_ended(self, vm_id: str) -> str:
+        """Why we destroyed it, if we did."""
+        return self._ended.get(vm_id, "")
+
+    def drop(self, request: dict[str, Any]) -> dict[str, Any]:
+        """The VM goes, and its lease with it. Raises LeaseHeld."""
+        self.spaces.ask("drop_lease", request["domain"], vm=request["vm_id"])
+        self._journal.put("leased", request["vm_id"], None)
+        return {}
+
+    def _is_right(self, vm_id: str, lease: Lease) -> bool:
+        """False only for a guest that was seen to run, several times, without holding its lease."""
+        for pause in GLANCES:
+            time.sleep(pause)
+            found = process.find(vm_id)
+            if found is None or not self._runs(vm_id):
+                return True
+            try:
+                if self.spaces.ask("lease_held", lease["domain"], vm=vm_id, pid=found.pid)["held"]:
+                    return True
+            except errors.Problem as problem:
+                _log.warning("whether a VM holds its lease is unknown", vm_id=vm_id, reason=str(problem))
+                return True
+        return False
+
+    def _runs(self, vm_id: str) -> bool:
+        try:
+            return self._monitors.status(vm_id, 2.0) == "running"
+        except (monitor.Mute, monitor.Refused):
+            return False
+
+    def _destroy(self, vm_id: str, why: str) -> None:
+        _log.error("a VM is destroyed", vm_id=vm_id, reason=why)
+        self._ended[vm_id] = why
+        try:
+            self._virt.ask(vm_id, "destroy", lambda domain: domain.destroy())
+        except (errors.Problem, NoDomain) as fault:
+            _log.error("a VM could not be destroyed", vm_id=vm_id, reason=str(fault))
+
+    def _forget_ended(self) -> None:
+        """VMs that are gone from this host are no business of ours any more."""
+        leased = self._journal.all("leased")
+        gone = leased.keys() - process.everyone().keys() if leased else set()
+        now = time.monotonic()
+        self._missing = {vm_id: self._missing.get(vm_id, now) for vm_id in gone}
+        for vm_id, since in self._missing.items():
+            if now - since > GONE_SECONDS:
+                self._journal.put("leased", vm_id, None)

@@ -1,0 +1,187 @@
+"""What is asked of this host's sanlock about one domain. Runs in the storage child: a daemon that hangs on a dead
+storage costs its caller the deadline and nobody else anything.
+
+sanlock takes names as bytes. Its errors are errno values, or its own below -200.
+"""
+
+from __future__ import annotations
+
+import errno
+import struct
+from typing import Any
+
+import sanlock
+
+from contracts import errors
+from services.hostagent import layout, lease_index, lease_writer
+
+Ref = dict[str, Any]
+HELD_HERE = errno.EEXIST
+HELD_ELSEWHERE = -243
+_NOT_RUNNING = (errno.ECONNREFUSED, errno.ENOENT, errno.EPIPE, errno.ECONNRESET)
+_SECTOR = 512
+_DELTA_MAGIC = 0x12212010
+# of a host's record in `ids`: magic, 44 bytes, generation, lver, lockspace, holder's name, timestamp (0: free)
+_RECORD = struct.Struct("<I36xQQ48s48sQ")
+
+
+def unfit(fault: OSError | Exception) -> errors.LeasesUnfit:
+    """The host id is the caller's to fill in."""
+    return errors.LeasesUnfit(host_id="?", reason=f"sanlock does not answer ({fault})", advice="Start sanlock there.")
+
+
+def guarded(fault: Exception, domain: Ref, vm: str, action: str) -> errors.Problem:
+    """The Problem that an exception of sanlock is."""
+    code, words = getattr(fault, "errno", 0), str(fault.args[-1] if fault.args else fault)
+    if code in _NOT_RUNNING:
+        return unfit(fault)
+    reason = f"sanlock says: {words} ({code})"
+    if not vm:
+        return errors.StorageFailed(action=action, path=_dom_md(domain), reason=reason)
+    return errors.LeaseFailed(vm_id=vm, domain_id=domain["id"], action=action, reason=reason)
+
+
+# -- the lockspace ----------------------------------------------------------------------------------------
+
+
+def look(domain: Ref) -> dict[str, Any]:
+    """{"state": joined, joining, leaving or absent; "sanlock_id"; "path"}."""
+    try:
+        known = {one["lockspace"]: one for one in sanlock.get_lockspaces()}
+    except sanlock.SanlockException as fault:
+        raise unfit(fault) from None
+    found = known.get(domain["id"].encode())
+    if found is None:
+        return {"state": "absent", "sanlock_id": None, "path": None}
+    state = {0: "joined", sanlock.LSFLAG_ADD: "joining"}.get(found["flags"], "leaving")
+    return {"state": state, "sanlock_id": found["host_id"], "path": found["path"]}
+
+
+def join(domain: Ref, sanlock_id: int, io_timeout: int) -> dict[str, Any]:
+    """Begin to join; what comes of it shows in `look`. Asking again is fine."""
+    path = _dom_md(domain) + "/ids"
+    try:
+        sanlock.add_lockspace(domain["id"].encode(), sanlock_id, path, iotimeout=io_timeout, wait=False)
+    except sanlock.SanlockException as fault:
+        if fault.errno not in (errno.EEXIST, errno.EINPROGRESS, errno.EAGAIN):
+            raise guarded(fault, domain, "", "joining its lockspace") from None
+    return look(domain)
+
+
+def leave(domain: Ref) -> dict[str, Any]:
+    """Begin to leave; StillInUse while a VM of this host holds a lease there."""
+    here = look(domain)
+    if here["state"] == "absent":
+        return here
+    try:
+        sanlock.rem_lockspace(domain["id"].encode(), here["sanlock_id"], here["path"], wait=False, unused=True)
+    except sanlock.SanlockException as fault:
+        if fault.errno == errno.EBUSY:
+            by = "VMs of this host that hold their leases there"
+            raise errors.StillInUse(kind="storage domain", id=domain["id"], by=by) from None
+        if fault.errno not in (errno.EINPROGRESS, errno.ENOENT):
+            raise guarded(fault, domain, "", "leaving its lockspace") from None
+    return look(domain)
+
+
+def record(domain: Ref, sanlock_id: int) -> dict[str, Any]:
+    """A host's record in `ids`, read from the storage: {"formatted", "holder" (name, empty: nobody), "generation",
+    "timestamp"}."""
+    at = (sanlock_id - 1) * _SECTOR
+    start = at - at % lease_index.BLOCK
+    try:
+        block = lease_index.read_direct(_dom_md(domain) + "/ids", start, lease_index.BLOCK)
+    except OSError as fault:
+        raise errors.StorageFailed(action="join_domain", path=_dom_md(domain), reason=str(fault)) from None
+    sector = block[at - start : at - start + _SECTOR]
+    if len(sector) < _SECTOR:
+        return {"formatted": False, "holder": "", "generation": 0, "timestamp": 0}
+    magic, generation, _, _, name, stamp = _RECORD.unpack_from(sector)
+    holder = name.rstrip(b"\0").decode("ascii", "replace") if stamp else ""
+    return {"formatted": magic == _DELTA_MAGIC, "holder": holder, "generation": generation, "timestamp": stamp}
+
+
+# -- leases -----------------------------------------------------------------------------------------------
+
+
+def ensure(domain: Ref, vm: str) -> dict[str, Any]:
+    """{"offset"} of the VM's lease, which is made where there is none."""
+    offset = _find(domain, vm)
+    if offset is None:
+        return lease_writer.run("create", domain, vm)
+    return {"offset": offset}
+
+
+def drop(domain: Ref, vm: str) -> None:
+    """Forget the VM's lease, if nobody holds it; none there is fine."""
+    if _find(domain, vm) is not None:
+        lease_writer.run("drop", domain, vm)
+
+
+def owner(domain: Ref, vm: str) -> dict[str, Any]:
+    """Who stands in the way of taking the VM's lease: {"sanlock_id", "here"}, both null and false where nobody does.
+
+    A host that is free or dead, or that came back under a newer generation, stands in nobody's way; one of which too
+    little is known yet does."""
+    nobody = {"sanlock_id": None, "here": False}
+    offset, space = _find(domain, vm), domain["id"].encode()
+    if offset is None:
+        return nobody
+    try:
+        owners = sanlock.read_resource_owners(space, vm.encode(), [(_xleases(domain), offset)])
+        own = look(domain)["sanlock_id"]
+        for one in owners:
+            if _holds(one, _host(space, one["host_id"])):
+                return {"sanlock_id": one["host_id"], "here": one["host_id"] == own}
+    except sanlock.SanlockException as fault:
+        raise guarded(fault, domain, vm, "read") from None
+    return nobody
+
+
+def _host(space: bytes, sanlock_id: int) -> dict[str, Any] | None:
+    """What this host's sanlock knows of another one; None while it knows nothing yet."""
+    try:
+        return next(iter(sanlock.get_hosts(space, sanlock_id)), None)
+    except sanlock.SanlockException as fault:
+        if fault.errno == errno.EAGAIN:
+            return None
+        raise
+
+
+def _holds(one: dict[str, Any], host: dict[str, Any] | None) -> bool:
+    if host is None:
+        return True
+    gone = host["flags"] in (sanlock.HOST_FREE, sanlock.HOST_DEAD)
+    return not gone and host["generation"] <= one["generation"]
+
+
+def held(domain: Ref, vm: str, pid: int) -> dict[str, Any]:
+    """{"held"}: whether the process with this pid holds the VM's lease, by this host's sanlock."""
+    try:
+        resources = sanlock.inquire(pid=pid)
+    except sanlock.SanlockException as fault:
+        if fault.errno == errno.ESRCH:  # sanlock knows no such process
+            return {"held": False}
+        raise guarded(fault, domain, vm, "looked up") from None
+    wanted = (domain["id"].encode(), vm.encode())
+    return {"held": any((one["lockspace"], one["resource"]) == wanted for one in resources)}
+
+
+def _find(domain: Ref, vm: str) -> int | None:
+    try:
+        return lease_index.read(_xleases(domain), domain["id"]).find(vm)
+    except lease_index.Unreadable as fault:
+        reason = f"the index in {_xleases(domain)} cannot be used: {fault}"
+    except FileNotFoundError:
+        reason = f"{_xleases(domain)} is missing; domains have it from version 4 on"
+    except OSError as fault:
+        reason = f"{_xleases(domain)}: {fault.strerror or fault}"
+    raise errors.LeaseFailed(vm_id=vm, domain_id=domain["id"], action="looked up", reason=reason)
+
+
+def _dom_md(domain: Ref) -> str:
+    return layout.Place(domain["path"], domain["id"]).dom_md
+
+
+def _xleases(domain: Ref) -> str:
+    return _dom_md(domain) + "/xleases"
