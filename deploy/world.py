@@ -16,6 +16,7 @@ from deploy.stack import wait
 from deploy.stack.stack import Stack
 
 MIB = 2**20
+IO_TIMEOUT = 1  # seconds: a lockspace is joined in 3 of them
 
 
 @dataclass
@@ -120,7 +121,7 @@ class World:
         """Furnish it and wait until every host is up."""
         world = cls(stack, Client(stack.url, stack.token), image.build())
         api = world.api
-        center = api.data_centers.create({"name": "dc1"})
+        center = api.data_centers.create({"name": "dc1", "io_timeout": IO_TIMEOUT})
         world.cluster_id = api.clusters.create({"name": "cluster1", "data_center_id": center["id"]})["id"]
         for host in stack.hosts.values():
             api.hosts.create({"id": host.id, "name": host.name, "cluster_id": world.cluster_id}, key=host.id)

@@ -19,6 +19,7 @@ Description = Annotated[str, typer.Option("--description", "-d")]
 NewName = Annotated[str | None, typer.Option("--name", help="New name.")]
 NewDescription = Annotated[str | None, typer.Option("--description", "-d", help="New description.")]
 InDataCenter = Annotated[str | None, typer.Option("--data-center", help="Only those of this data center.")]
+Leases = Annotated[bool | None, typer.Option(help="VMs take a sanlock lease at every start.")]
 
 
 def given(**fields: Any) -> dict[str, Any]:
@@ -48,20 +49,23 @@ def create_data_center(
     description: Description = "",
     mac_first: Annotated[str | None, typer.Option(help="First address of the MAC pool.")] = None,
     mac_last: Annotated[str | None, typer.Option(help="Last address of the MAC pool.")] = None,
+    leases: Leases = None,
+    io_timeout: Annotated[int | None, typer.Option(help="sanlock's io_timeout in seconds, once for ever.")] = None,
     id: Id = None,
 ) -> Answer:
     """Make a data center."""
-    body = given(name=name, description=description, mac_first=mac_first, mac_last=mac_last)
+    lease_wishes = {"leases": leases, "io_timeout": io_timeout}
+    body = given(name=name, description=description, mac_first=mac_first, mac_last=mac_last, **lease_wishes)
     return Card(session.client.data_centers.create(body, id))
 
 
 @verb(data_centers, "change")
 def change_data_center(
-    session: Session, which: Which, name: NewName = None, description: NewDescription = None
+    session: Session, which: Which, name: NewName = None, description: NewDescription = None, leases: Leases = None
 ) -> Answer:
     """Change a data center."""
     row = names.find(session.client, names.DATA_CENTER, which)
-    body = given(name=name, description=description)
+    body = given(name=name, description=description, leases=leases)
     return Card(session.client.data_centers.change(row["id"], row["version"], body))
 
 

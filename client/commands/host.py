@@ -45,7 +45,18 @@ def show_host(session: Session, which: Which) -> Answer:
     """Show a host and what its agent says of it."""
     row = names.find(session.client, names.HOST, which)
     facts = [{"fact": name, "value": value} for name, value in (row["facts"] or {}).items()]
-    return Card(row, extra=(Listing(facts, (Column("FACT", "fact"), Column("VALUE", "value")), "Not heard yet."),))
+    spaces = Listing(
+        row.get("lockspaces") or [],
+        (Column("LOCKSPACE OF", "domain_id"), Column("STATE", "state"), Column("PROBLEM", "problem")),
+        "In no lockspace.",
+    )
+    return Card(
+        row,
+        extra=(
+            spaces,
+            Listing(facts, (Column("FACT", "fact"), Column("VALUE", "value")), "Not heard yet."),
+        ),
+    )
 
 
 @verb(hosts, "create")

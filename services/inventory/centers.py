@@ -39,7 +39,7 @@ def create_cluster(scene: Scene, session: Session, ask: Ask) -> Ask:
 
 def change(scene: Scene, session: Session, sort: type[tables.DataCenter] | type[tables.Cluster], ask: Ask) -> Ask:
     row: Any = store.hold(session, sort, ask["id"], ask["version"])
-    given = {name: ask[name] for name in ("name", "description") if ask[name] is not None}
+    given = {name: ask[name] for name in ("name", "description", "leases") if ask.get(name) is not None}
     if "name" in given:
         store.free_name(session, sort, given["name"], but=row.id)
     if any(getattr(row, name) != value for name, value in given.items()):

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from contracts import errors, hostagent
-from services.inventory import centers, hosts, peers, places, store, store_world, tables, views
+from services.inventory import centers, hosts, leases, peers, places, store, store_world, tables, views
 from services.inventory.scene import Scene
 
 Ask = dict[str, Any]
@@ -29,11 +29,13 @@ class Errand:
     domain: Ask
     name: str
     data_center_id: str
+    io_timeout: int
     again: bool = False
 
 
-def _errand(row: tables.StorageDomain, host_id: str, again: bool = False) -> Errand:
-    return Errand(row.id, host_id, views.domain_ref(row), row.name, row.data_center_id, again)
+def _errand(session: Session, row: tables.StorageDomain, host_id: str, again: bool = False) -> Errand:
+    center = store.get(session, tables.DataCenter, row.data_center_id)
+    return Errand(row.id, host_id, views.domain_ref(row), row.name, center.id, center.io_timeout, again)
 
 
 # -- create -----------------------------------------------------------------------------------------------
@@ -63,7 +65,7 @@ def _begin(scene: Scene, session: Session, ask: Ask) -> tuple[Ask, Errand | None
         asked_until=scene.until(hostagent.create_domain),
     )
     store.add(session, row)
-    return store.show(session, row), _errand(row, str(row.host_id))
+    return store.show(session, row), _errand(session, row, str(row.host_id))
 
 
 def _writer(scene: Scene, session: Session, ask: Ask) -> str:
@@ -85,16 +87,18 @@ def _again(scene: Scene, session: Session, row: tables.StorageDomain) -> Errand:
     problem = row.problem or "its request was interrupted"
     until = scene.until(hostagent.create_domain)
     store.change(session, row, state="creating", problem=problem, asked_until=until)
-    return _errand(row, host_id, again=True)
+    return _errand(session, row, host_id, again=True)
 
 
 def _finish_creation(scene: Scene, errand: Errand) -> Ask:
     def ask() -> Ask:
-        return scene.peers.create_domain(errand.host_id, errand.domain, errand.name, errand.data_center_id)
+        wishes = (errand.name, errand.data_center_id, errand.io_timeout)
+        return scene.peers.create_domain(errand.host_id, errand.domain, *wishes)
 
     outcome = peers.attempt("create_domain", ask, errand.again)
     shown = scene.write(lambda session: _settle_creation(scene, session, errand.id, outcome))
     outcome.give()
+    leases.watch(scene)
     return shown
 
 
@@ -138,7 +142,7 @@ def _deleting(scene: Scene, session: Session, row: tables.StorageDomain) -> Erra
     host_id = hosts.pick(scene, session, row.data_center_id, row.host_id)
     again = row.state == "deleting"
     store.change(session, row, state="deleting", asked_until=scene.until(hostagent.delete_domain))
-    return _errand(row, host_id, again)
+    return _errand(session, row, host_id, again)
 
 
 def _finish_deletion(scene: Scene, errand: Errand) -> Ask:
@@ -201,7 +205,7 @@ def look_at_sizes(scene: Scene) -> None:
         found = []
         for row in store_world.domains_to_look_at(session, before, now):
             try:
-                found.append(_errand(row, hosts.pick(scene, session, row.data_center_id, row.host_id)))
+                found.append(_errand(session, row, hosts.pick(scene, session, row.data_center_id, row.host_id)))
             except errors.NoHost:
                 continue
         return found

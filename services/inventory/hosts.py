@@ -5,26 +5,45 @@ from __future__ import annotations
 import datetime as dt
 from typing import Any
 
+import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
 from chassis import clock
+from contracts import errors
 from services.inventory import beats, centers, places, powers, store, store_world, tables
 from services.inventory.scene import Scene
 
 Ask = dict[str, Any]
+MOST_HOSTS = 2000  # of a lockspace of 1 MiB
 
 
 def create(scene: Scene, session: Session, ask: Ask) -> Ask:
     row = store.repeated(session, tables.Host, ask)
     if row is None:
-        store.get(session, tables.Cluster, ask["cluster_id"])
+        cluster = store.get(session, tables.Cluster, ask["cluster_id"])
         store.free_name(session, tables.Host, ask["name"])
         made = {"version": 1, "created_at": scene.now(), "body_hash": store.body_hash(tables.Host, ask)}
-        row = tables.Host(**ask, **made, state="new", sequence=-1, replaced=[])
+        row = tables.Host(**ask, **made, state="new", sequence=-1, replaced=[], lockspaces=[])
+        row.sanlock_id = _free_number(session, cluster.data_center_id)
         store.add(session, row)
         scene.strangers.discard(row.id)
         scene.log.info(f'host "{row.name}" was added', host_id=row.id)
     return store.show(session, row)
+
+
+def _free_number(session: Session, data_center_id: str) -> int:
+    """The lowest number in its lockspaces that no host of the data center has. Raises LimitExceeded."""
+    store.hold(session, tables.DataCenter, data_center_id)  # so that two hosts added at once do not get the same
+    taken = set(session.execute(of_center(data_center_id, tables.Host.sanlock_id)).scalars())
+    number = next(number for number in range(1, MOST_HOSTS + 2) if number not in taken)
+    if number > MOST_HOSTS:
+        raise errors.LimitExceeded(what="hosts of one data center", value=number, limit=MOST_HOSTS)
+    return number
+
+
+def of_center(data_center_id: str, column: Any) -> sa.Select[Any]:
+    """A column of the data center's hosts."""
+    return sa.select(column).join(tables.Cluster).where(tables.Cluster.data_center_id == data_center_id)
 
 
 def delete(scene: Scene, session: Session, ask: Ask) -> Ask:
@@ -76,6 +95,7 @@ def _take(scene: Scene, session: Session, row: tables.Host, pulse: beats.Pulse, 
     row.agent_id, row.sequence, row.replaced = pulse.agent_id, pulse.sequence, list(pulse.replaced)
     row.clock_offset, row.lower_since, row.lower_best = pulse.offset, pulse.lower_since, pulse.lower_best
     told = {"state": state, "problem": news["problem"], "facts": news["facts"], "boot_id": news["boot_id"]}
+    told["lockspaces"] = news["lockspaces"]
     if all(getattr(row, name) == value for name, value in told.items()) and was_off == is_off:
         return
     if (row.state, row.problem) != (state, news["problem"]):

@@ -11,6 +11,7 @@ from contracts import errors, hostagent, snapshots
 from contracts.promise import Rpc
 
 Facts = dict[str, Any]
+JOIN_SECONDS = 5.0  # a host only begins to join; one that does not answer is asked again later
 
 
 class Caller(Protocol):
@@ -72,8 +73,8 @@ def attempt(name: str, ask: Callable[[], Facts], again: bool = False) -> Outcome
 class Peers:
     client: Caller
 
-    def create_domain(self, host_id: str, domain: Facts, name: str, data_center_id: str) -> Facts:
-        ask = {"domain": domain, "name": name, "data_center_id": data_center_id}
+    def create_domain(self, host_id: str, domain: Facts, name: str, data_center_id: str, io_timeout: int) -> Facts:
+        ask = {"domain": domain, "name": name, "data_center_id": data_center_id, "io_timeout": io_timeout}
         return self.client.call(hostagent.create_domain, ask, at=host_id)
 
     def look_domain(self, host_id: str, domain: Facts) -> Facts:
@@ -81,6 +82,16 @@ class Peers:
 
     def delete_domain(self, host_id: str, domain: Facts) -> Facts:
         return self.client.call(hostagent.delete_domain, {"domain": domain}, at=host_id)
+
+    def join_domain(self, host_id: str, domain: Facts, number: int, io_timeout: int) -> Facts:
+        ask = {"domain": domain, "sanlock_id": number, "io_timeout": io_timeout}
+        return self.client.call(hostagent.join_domain, ask, at=host_id, deadline=JOIN_SECONDS)
+
+    def leave_domain(self, host_id: str, domain: Facts) -> Facts:
+        return self.client.call(hostagent.leave_domain, {"domain": domain}, at=host_id)
+
+    def drop_lease(self, host_id: str, domain: Facts, vm_id: str) -> Facts:
+        return self.client.call(hostagent.drop_lease, {"domain": domain, "vm_id": vm_id}, at=host_id)
 
     def create_volume(self, host_id: str, disk: Facts, volume_id: str, capacity: int, form: str) -> Facts:
         ask = {"disk": disk, "volume_id": volume_id, "capacity": capacity, "format": form}

@@ -13,7 +13,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from contracts import errors, hostagent
-from services.inventory import hosts, peers, places, powers, store, store_world, tables, views
+from services.inventory import hosts, leases, peers, places, powers, store, store_world, tables, views
 from services.inventory.scene import Scene
 
 Ask = dict[str, Any]
@@ -42,6 +42,7 @@ def start(scene: Scene, ask: Ask) -> Ask:
         return shown
     again = errand.before.state == "starting"
     outcome = peers.attempt("start_vm", lambda: scene.peers.start_vm(errand.host_id, errand.spec), again)
+    outcome = leases.named(scene, errand.vm_id, outcome)
     shown = scene.write(lambda session: _settle_start(scene, session, errand, outcome))
     outcome.give()
     return shown
@@ -58,7 +59,8 @@ def _begin_start(scene: Scene, session: Session, ask: Ask) -> tuple[Ask, Errand 
     plugged = store.with_domains(session, store.hold_disks(session, vm.id))
     _check_disks(plugged)
     nics = store.nics_of(session, vm.id).get(vm.id, [])
-    errand = Errand(vm.id, host_id, views.vm_spec(vm, nics, plugged), store_world.power_of(vm))
+    lease = leases.for_start(session, vm, host_id, plugged)
+    errand = Errand(vm.id, host_id, views.vm_spec(vm, nics, plugged, lease), store_world.power_of(vm))
     vm.asked_until = scene.until(hostagent.start_vm)
     until = vm.asked_until + LATE_START
     hosts.set_power(scene, session, vm, powers.starting(errand.before, host_id, scene.now(), until))

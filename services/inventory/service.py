@@ -32,6 +32,7 @@ class Inventory(bus.Service):
         bus.spawn(tidy.watch, frame.own["scene"])
         bus.spawn(tidy.run, frame.own["scene"])
         bus.spawn(tidy.follow, frame.own["scene"])
+        bus.spawn(tidy.join, frame.own["scene"])
         bus.spawn(tidy.forget, frame.own["scene"])
 
     @property

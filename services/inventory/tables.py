@@ -32,6 +32,8 @@ class DataCenter(Row):
     description: Mapped[str] = mapped_column(sa.Text)
     mac_first: Mapped[str] = mapped_column(sa.String(17))
     mac_last: Mapped[str] = mapped_column(sa.String(17))
+    leases: Mapped[bool] = mapped_column()
+    io_timeout: Mapped[int] = mapped_column()
 
 
 class Cluster(Row):
@@ -42,7 +44,8 @@ class Cluster(Row):
 
 
 class Host(Row):
-    """`agent_id` to `lower_best`: the pulse, see beats.py; written with every heartbeat without a new version."""
+    """`sanlock_id`: 1 to 2000, once in a data center. `agent_id` to `lower_best`: the pulse, see beats.py; written with
+    every heartbeat without a new version."""
 
     __tablename__ = "hosts"
     name: Mapped[str] = mapped_column(sa.String(255), unique=True)
@@ -58,6 +61,8 @@ class Host(Row):
     lower_since: Mapped[dt.datetime | None] = mapped_column(UtcTime)
     lower_best: Mapped[float | None] = mapped_column()
     last_seen: Mapped[dt.datetime | None] = mapped_column(UtcTime)
+    sanlock_id: Mapped[int | None] = mapped_column()
+    lockspaces: Mapped[list[dict[str, Any]]] = mapped_column(sa.JSON, default=list)
 
 
 class StorageDomain(Row):
@@ -80,7 +85,7 @@ class StorageDomain(Row):
 
 
 class Vm(Row):
-    """`since` to `trust_after`: see powers.Power."""
+    """`since` to `trust_after`: see powers.Power. `lease_domain_id`: where its lease is, once it had one."""
 
     __tablename__ = "vms"
     name: Mapped[str] = mapped_column(sa.String(255))
@@ -96,6 +101,7 @@ class Vm(Row):
     reason: Mapped[str] = mapped_column(sa.Text, default="")
     template_id: Mapped[str | None] = mapped_column(Id)
     host_id: Mapped[str | None] = mapped_column(Id, index=True)
+    lease_domain_id: Mapped[str | None] = mapped_column(Id, index=True)
     also_on: Mapped[str | None] = mapped_column(Id, index=True)
     since: Mapped[dt.datetime] = mapped_column(UtcTime)
     heard: Mapped[dt.datetime | None] = mapped_column(UtcTime)

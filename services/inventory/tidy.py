@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from chassis import context
 from contracts import errors
-from services.inventory import disks, domains, hosts, runs, store, store_world, tables, templates, vms
+from services.inventory import disks, domains, hosts, leases, runs, store, store_world, tables, templates, vms
 from services.inventory.scene import Scene
 
 GONE_FOR = dt.timedelta(days=7)
@@ -52,6 +52,14 @@ def follow_copies(scene: Scene) -> None:
             disks.resume(scene, id_)
         except errors.Problem as problem:  # its row says what became of it
             scene.log.info(f"the copy for disk {id_}: {problem}", disk_id=id_)
+
+
+def join(scene: Scene) -> None:
+    """Keep the hosts in the lockspaces of their domains, for ever."""
+    while True:
+        scene.clock.sleep(scene.settings.heartbeat_interval)
+        with context.use(context.new("inventory")):
+            _guarded(scene, "joining lockspaces", lambda: leases.watch(scene))
 
 
 def forget(scene: Scene) -> None:

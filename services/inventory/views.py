@@ -11,9 +11,20 @@ from services.inventory import tables
 
 Shown = dict[str, Any]
 _PLAIN: dict[type[Any], tuple[str, ...]] = {
-    tables.DataCenter: ("name", "description", "mac_first", "mac_last"),
+    tables.DataCenter: ("name", "description", "mac_first", "mac_last", "leases", "io_timeout"),
     tables.Cluster: ("name", "data_center_id", "description"),
-    tables.Host: ("name", "cluster_id", "state", "problem", "facts", "boot_id", "clock_offset", "last_seen"),
+    tables.Host: (
+        "name",
+        "cluster_id",
+        "state",
+        "problem",
+        "facts",
+        "boot_id",
+        "clock_offset",
+        "last_seen",
+        "sanlock_id",
+        "lockspaces",
+    ),
     tables.StorageDomain: ("name", "data_center_id", "path", "layout", "state", "problem", "total", "free"),
     tables.Disk: (
         "alias",
@@ -46,6 +57,7 @@ _PLAIN: dict[type[Any], tuple[str, ...]] = {
         "reason",
         "host_id",
         "template_id",
+        "lease_domain_id",
     ),
     tables.Template: (
         "name",
@@ -95,7 +107,10 @@ def domain_ref(domain: tables.StorageDomain) -> Shown:
 
 
 def vm_spec(
-    vm: tables.Vm, nics: Iterable[tables.Nic], disks: Iterable[tuple[tables.Disk, tables.StorageDomain]]
+    vm: tables.Vm,
+    nics: Iterable[tables.Nic],
+    disks: Iterable[tuple[tables.Disk, tables.StorageDomain]],
+    lease: Shown | None = None,
 ) -> Shown:
     """What the agent builds libvirt's XML from; the leaf of each disk is the storage's to say."""
     names = ("id", "name", "memory", "cpus", "firmware", "display", "boot")
@@ -106,6 +121,7 @@ def vm_spec(
             for disk, domain in disks
         ],
         "nics": [{key: value for key, value in show_nic(nic).items() if key != "name"} for nic in nics],
+        "lease": lease,
     }
 
 

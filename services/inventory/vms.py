@@ -7,7 +7,7 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from contracts import errors, hostagent
-from services.inventory import disks, macs, peers, powers, store, store_world, tables
+from services.inventory import disks, leases, macs, peers, powers, store, store_world, tables
 from services.inventory.scene import Scene
 
 Ask = dict[str, Any]
@@ -152,7 +152,8 @@ def take_back(scene: Scene, id_: str) -> None:
 
 
 def _finish_deletion(scene: Scene, vm_id: str, errands: list[disks.Errand]) -> None:
-    stopped = _delete_disks(scene, errands)
+    held = leases.drop(scene, vm_id)
+    stopped = (errands, held) if held is not None else _delete_disks(scene, errands)
     if stopped is not None:
         left, problem = stopped
         raise scene.write(lambda session: _stop_deletion(scene, session, vm_id, left, problem))
