@@ -94,9 +94,13 @@ class Leasing:
 
     def keeps(self, vm_id: str) -> bool:
         """Whether only libvirt may resume this VM, because a lease has to be taken again. One whose lease another host
-        holds by now has moved: what still stands here is destroyed."""
+        holds by now has moved: what still stands here is destroyed.
+
+        A libvirtd that dies between taking the lease and going on (or between stopping and giving it up) leaves a
+        QEMU that stands still and holds it, and refuses every resume after that ("File exists", seen): that one may go
+        on."""
         lease = self._journal.get("leased", vm_id)
-        if lease is None:
+        if lease is None or self._holds(vm_id, lease):
             return False
         with contextlib.suppress(errors.Problem):  # who cannot tell leaves it standing
             owner = self.spaces.ask("lease_owner", lease["domain"], vm=vm_id)
@@ -134,6 +138,13 @@ class Leasing:
                 _log.warning("whether a VM holds its lease is unknown", vm_id=vm_id, reason=str(problem))
                 return True
         return False
+
+    def _holds(self, vm_id: str, lease: Lease) -> bool:
+        found = process.find(vm_id)
+        try:
+            return found is not None and self.spaces.ask("lease_held", lease["domain"], vm=vm_id, pid=found.pid)["held"]
+        except errors.Problem:
+            return False
 
     def _runs(self, vm_id: str) -> bool:
         try:

@@ -282,6 +282,7 @@ class Pivot:
         if self._status(vm_id) in ("paused", "io-error") and not self._parts.leasing.keeps(vm_id):
             self._parts.monitors.ask(vm_id, "cont")
         if self._status(vm_id) == "paused":
+            time.sleep(AGAIN)
             raise _NotYet("the guest stands still after a resume")
 
     def _resume_by_libvirt(self, pause: Pause) -> None:

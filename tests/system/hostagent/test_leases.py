@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import os
 import shutil
@@ -14,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from qemu.qmp import QMPClient
 
 from contracts import errors
 from deploy.guest import image
@@ -271,6 +273,42 @@ def test_a_vm_that_moved_while_a_pivot_paused_it_is_destroyed_where_it_was(agent
         time.sleep(2)
         first.start()
         wait.until("the end of the VM", lambda: state(first, vm) == "down", 60)
+
+
+@pytest.mark.chaos
+def test_a_guest_that_stands_still_and_holds_its_lease_goes_on(agents: Pair, vm: LeasedVm) -> None:
+    """libvirtd died between stopping it and giving its lease up: it refuses each resume, since the lease is taken."""
+    first, _ = agents
+    start(first, vm, 1)
+    vm.snapshot()
+    request = vm.commit(0)
+    vm.wait_ready()
+    first.crash_at("pivot.after_journal")
+    with in_background(first.ask, "pivot", request):
+        first.wait_crashed()
+    first.host.kill_libvirtd()
+    stop_behind_libvirts_back(first, vm)
+    first.host.start_libvirtd()
+    first.start()
+    wait.until("the end of the pause", lambda: not vm.look()["paused_by_pivot"], 60)
+    vm.writes_on()
+    assert state(first, vm) == "running"
+    first.host.virsh("suspend", f"vm-{vm.id}")
+    first.host.virsh("resume", f"vm-{vm.id}")
+    vm.writes_on()
+
+
+def stop_behind_libvirts_back(agent: Agent, vm: Vm) -> None:
+    """libvirtd is dead; over the socket that was its own the guest is stopped, its lease stays."""
+    (socket,) = Path(agent.host.folder / "lib/qemu").glob(f"domain-*-vm-{vm.id[:10]}*/monitor.sock")
+
+    async def stop() -> None:
+        client = QMPClient()
+        await client.connect(str(socket))
+        await client.execute("stop")
+        await client.disconnect()
+
+    asyncio.run(stop())
 
 
 @pytest.mark.parametrize(
