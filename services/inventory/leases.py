@@ -7,6 +7,7 @@ that a start and an offline writer take the same one.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -18,6 +19,7 @@ from services.inventory import hosts, peers, store, tables, views
 from services.inventory.scene import Scene
 
 Ask = dict[str, Any]
+Plugged = list[tuple[tables.Disk, tables.StorageDomain]]
 NOWHERE = "/"  # the path of a domain that is gone: the agent knows where it was
 
 
@@ -34,13 +36,16 @@ class Errand:
 # -- a VM's lease -----------------------------------------------------------------------------------------
 
 
-def for_start(
-    session: Session, vm: tables.Vm, host_id: str, plugged: list[tuple[tables.Disk, tables.StorageDomain]]
-) -> Ask | None:
+def wanted(session: Session, vm: tables.Vm, plugged: Plugged) -> bool:
+    """Whether this VM takes a lease when it starts."""
+    return bool(plugged) and store.get(session, tables.DataCenter, vm.data_center_id).leases
+
+
+def for_start(session: Session, vm: tables.Vm, host_id: str, plugged: Plugged) -> Ask | None:
     """contracts.hostagent.Lockspace of the lease that this start takes, None for a VM without one."""
     center = store.get(session, tables.DataCenter, vm.data_center_id)
     number = store.get(session, tables.Host, host_id).sanlock_id
-    if not center.leases or not plugged or number is None:
+    if not wanted(session, vm, plugged) or number is None:
         return None
     domains = {domain.id: domain for _, domain in plugged}
     if vm.lease_domain_id not in domains:
@@ -52,35 +57,62 @@ def for_start(
 def named(scene: Scene, vm_id: str, outcome: peers.Outcome) -> peers.Outcome:
     """The same, where a lease's holder is one of our hosts with its name: the agent knows numbers only."""
     held = outcome.refused
-    if not isinstance(held, errors.LeaseHeld) or "sanlock_id" not in held.fields:
-        return outcome
+    return replace(outcome, refused=_named(scene, vm_id, held)) if isinstance(held, errors.LeaseHeld) else outcome
+
+
+def _named(scene: Scene, vm_id: str, held: errors.LeaseHeld) -> errors.LeaseHeld:
+    if "sanlock_id" not in held.fields:
+        return held
     with scene.database.read() as session:
         center = store.get(session, tables.Vm, vm_id).data_center_id
         query = hosts.of_center(center, tables.Host.name)
         name = session.execute(query.where(tables.Host.sanlock_id == held.fields["sanlock_id"])).scalar_one_or_none()
     holder = held.fields["holder"] if name is None else f'host "{name}"'
-    return replace(outcome, refused=errors.LeaseHeld(**{**held.fields, "holder": holder}))
+    return errors.LeaseHeld(**{**held.fields, "holder": holder})
 
 
-def drop(scene: Scene, vm_id: str) -> errors.Problem | None:
+def drop(scene: Scene, vm_id: str) -> errors.LeaseHeld | None:
     """Before a VM is deleted: its lease goes. Only one that somebody holds is a reason not to delete the VM; a lease
     that cannot be reached stays behind, one of 3960."""
+    return _drop(scene, vm_id, lambda _session, _vm: True)
 
+
+def move(scene: Scene, vm_id: str) -> None:
+    """Before a start of a VM that has no disk on its lease's domain any more: that lease goes, and the next one is
+    made where its disks are. Raises LeaseHeld: somebody still writes its disks under the old one."""
+
+    def is_left(session: Session, vm: tables.Vm) -> bool:
+        plugged = store.disks_of(session, vm.id).get(vm.id, [])
+        return vm.state == "down" and vm.lease_domain_id not in {disk.domain_id for disk in plugged}
+
+    held = _drop(scene, vm_id, is_left)
+    if held is not None:
+        raise held
+
+
+def _drop(scene: Scene, vm_id: str, goes: Callable[[Session, tables.Vm], bool]) -> errors.LeaseHeld | None:
     def find(session: Session) -> tuple[str, Ask] | None:
         vm = store.find(session, tables.Vm, vm_id)
         domain = session.get(tables.StorageDomain, vm.lease_domain_id) if vm and vm.lease_domain_id else None
-        if domain is None:
+        if vm is None or domain is None or not goes(session, vm):
             return None
         return hosts.pick(scene, session, domain.data_center_id, domain.host_id), views.domain_ref(domain)
 
+    def forget(session: Session) -> None:
+        vm = store.find(session, tables.Vm, vm_id)
+        if vm is not None and found is not None and vm.lease_domain_id == found[1]["id"]:
+            vm.lease_domain_id = None
+
+    found = None
     try:
         found = scene.write(find)
         if found is not None:
             scene.peers.drop_lease(found[0], found[1], vm_id)
+            scene.write(forget)
     except errors.LeaseHeld as held:
-        return held
+        return _named(scene, vm_id, held)
     except errors.Problem as problem:
-        scene.log.warning(f"the lease of a VM that is deleted stays behind: {problem}", vm_id=vm_id)
+        scene.log.warning(f"a lease that a VM needs no more stays behind: {problem}", vm_id=vm_id)
     return None
 
 

@@ -19,6 +19,7 @@ class Place:
     memory: int = 0
     used: int = 0
     problem: str = ""
+    leases_fault: str = ""
 
     @property
     def how(self) -> str:
@@ -48,12 +49,17 @@ def is_fit(place: Place, limit: float) -> bool:
     return place.state == "up" and abs(place.clock_offset) <= limit
 
 
-def choose(places: Iterable[Place], kind: str, group: str, limit: float) -> str:
-    """The fit host with the most free memory. `kind` and `group`: of which cluster or data center, for the error."""
+def choose(places: Iterable[Place], kind: str, group: str, limit: float, *, leased: bool = False) -> str:
+    """The fit host with the most free memory. `kind` and `group`: of which cluster or data center, for the error.
+    `leased`: for a VM that takes a lease, which some hosts cannot."""
     known = list(places)
     fit = [place for place in known if is_fit(place, limit)]
     if not fit:
         raise errors.NoHost(kind=kind, id=group, reason=_why(known, limit))
+    unfit = [place for place in fit if leased and place.leases_fault]
+    if len(unfit) == len(fit):
+        raise errors.NoHost(kind=kind, id=group, reason=f"none can take leases of VMs: {unfit[0].leases_fault}")
+    fit = [place for place in fit if place not in unfit]
     return min(fit, key=lambda place: (-place.room, place.host_id)).host_id
 
 

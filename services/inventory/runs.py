@@ -37,6 +37,7 @@ class Errand:
 
 
 def start(scene: Scene, ask: Ask) -> Ask:
+    leases.move(scene, ask["id"])
     shown, errand = scene.write(lambda session: _begin_start(scene, session, ask))
     if errand is None:
         return shown
@@ -55,8 +56,8 @@ def _begin_start(scene: Scene, session: Session, ask: Ask) -> tuple[Ask, Errand 
         return store.show(session, vm), None
     if not (vm.state == "starting" and here):
         powers.need(vm.id, vm.state, "starting", "down", reason=vm.reason)
-    host_id = _host_for(scene, session, vm, ask["host_id"])
     plugged = store.with_domains(session, store.hold_disks(session, vm.id))
+    host_id = _host_for(scene, session, vm, ask["host_id"], leased=leases.wanted(session, vm, plugged))
     _check_disks(plugged)
     nics = store.nics_of(session, vm.id).get(vm.id, [])
     lease = leases.for_start(session, vm, host_id, plugged)
@@ -67,12 +68,12 @@ def _begin_start(scene: Scene, session: Session, ask: Ask) -> tuple[Ask, Errand 
     return store.show(session, vm), errand
 
 
-def _host_for(scene: Scene, session: Session, vm: tables.Vm, wanted: str | None) -> str:
+def _host_for(scene: Scene, session: Session, vm: tables.Vm, wanted: str | None, *, leased: bool) -> str:
     """The host that is named, the one where a start is under way, or the one with the most free memory."""
     known = store_world.places_of(session, cluster_id=vm.cluster_id)
     named = vm.host_id if vm.state == "starting" else wanted
     if named is None:
-        return places.choose(known, "cluster", vm.cluster_id, scene.settings.clock_limit)
+        return places.choose(known, "cluster", vm.cluster_id, scene.settings.clock_limit, leased=leased)
     place = next((place for place in known if place.host_id == named), None)
     if place is None:
         store.get(session, tables.Host, named)

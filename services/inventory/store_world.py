@@ -33,9 +33,16 @@ def places_of(
 
 
 def place_of(host: tables.Host, used: int = 0) -> places.Place:
-    memory = int((host.facts or {}).get("memory", 0))
+    facts = host.facts or {}
     return places.Place(
-        host.id, host.cluster_id, host.state, host.clock_offset or 0.0, memory, used, host.problem or ""
+        host.id,
+        host.cluster_id,
+        host.state,
+        host.clock_offset or 0.0,
+        int(facts.get("memory", 0)),
+        used,
+        host.problem or "",
+        facts.get("leases_fault") or "",
     )
 
 

@@ -63,6 +63,40 @@ def test_a_vm_keeps_its_lease_where_it_was_as_long_as_it_has_a_disk_there(site: 
     site.ask(inventory.plug_disk, id=first_disk["id"], version=first_disk["version"], vm_id=None)
     site.ask(inventory.start_vm, id=vm["id"])
     assert leases_of(agent)[1]["domain"]["id"] == second["id"]
+    assert [ask["domain"]["id"] for ask in agent.asked("drop_lease")] == [first["id"]]
+
+
+def test_a_vm_whose_old_lease_is_held_does_not_start_under_another_one(site: Site) -> None:
+    """Somebody may still write its disks under the old one."""
+    agent, first, second, vm = site.host(), site.domain("d1"), site.domain("d2"), site.vm()
+    site.disk(first, vm, alias="one")
+    site.ask(inventory.start_vm, id=vm["id"])
+    site.ask(inventory.power_off_vm, id=vm["id"])
+    (disk,) = site.get_vm(vm)["disks"]
+    site.ask(inventory.plug_disk, id=disk["id"], version=disk["version"], vm_id=None)
+    site.disk(second, vm, alias="two")
+    agent.world.storage.leases[vm["id"]] = 7
+    with pytest.raises(errors.LeaseHeld, match="host number 7"):
+        site.ask(inventory.start_vm, id=vm["id"])
+    assert site.get_vm(vm)["lease_domain_id"] == first["id"]
+    agent.world.storage.leases[vm["id"]] = None
+    site.ask(inventory.start_vm, id=vm["id"])
+    assert site.get_vm(vm)["lease_domain_id"] == second["id"]
+
+
+def test_a_vm_with_a_lease_starts_where_leases_can_be_taken(site: Site) -> None:
+    agents = [site.host("h1"), site.host("h2")]
+    domain, vm = site.domain(), site.vm()
+    site.disk(domain, vm)
+    for agent in agents:
+        agent.facts["leases_fault"] = "sanlock does not run. Start it there."
+        until(lambda agent=agent: site.get_host(agent)["facts"]["leases_fault"])
+    with pytest.raises(errors.NoHost, match="none can take leases of VMs: sanlock does not run"):
+        site.ask(inventory.start_vm, id=vm["id"])
+    agents[1].facts["leases_fault"] = None
+    until(lambda: not site.get_host(agents[1])["facts"]["leases_fault"])
+    site.ask(inventory.start_vm, id=vm["id"])
+    assert site.get_vm(vm)["host_id"] == agents[1].host_id
 
 
 def test_a_held_lease_names_the_host_and_keeps_the_vm(site: Site) -> None:

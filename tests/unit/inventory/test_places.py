@@ -49,6 +49,14 @@ def test_the_refusal_says_why_no_host_is_fit(known: list[Place], reason: str) ->
     assert refused.value.fields["reason"] == reason
 
 
+def test_a_vm_with_a_lease_goes_where_one_can_be_taken() -> None:
+    known = [Place("h", "c", "up", memory=2, leases_fault="no sanlock"), Place("i", "c", "up", memory=1)]
+    assert places.choose(known, "cluster", "c", LIMIT) == "h"
+    assert places.choose(known, "cluster", "c", LIMIT, leased=True) == "i"
+    with pytest.raises(errors.NoHost, match="none can take leases of VMs: no sanlock"):
+        places.choose(known[:1], "cluster", "c", LIMIT, leased=True)
+
+
 def test_a_named_host_must_be_up_and_in_time() -> None:
     places.check(Place("h", "c", "up"), LIMIT)
     places.check(Place("h", "c", "problem"), LIMIT, "up", "problem")
