@@ -416,7 +416,8 @@ class Discard(f.Request):
 
 
 class HostFacts(f.Fact):
-    """`memory` in bytes. `leases_fault`: why VMs with a lease cannot start there, null where they can."""
+    """`memory` in bytes. `leases_fault`: why VMs with a lease cannot start there, or which run there without the
+    protection of theirs; null where all is well."""
 
     cpus = f.count()
     memory = f.size()

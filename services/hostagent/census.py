@@ -37,7 +37,7 @@ class Census:
             "libvirt": libvirt_,
             "qemu": qemu,
             "kvm": accelerator.kvm(self._place.accelerator, self._place.emulator),
-            "leases_fault": self._leasing.spaces.fault,
+            "leases_fault": self._leasing.fault(),
         }
 
     def _ask_versions(self) -> tuple[str | None, str | None]:

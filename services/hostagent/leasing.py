@@ -24,6 +24,7 @@ from services.hostagent.virt import NoDomain, Virt
 
 GONE_SECONDS = 120.0  # that a VM's QEMU is missing before its lease is forgotten here: a start may be under way
 GLANCES = (0.0, 0.2, 0.5, 1.0)  # seconds before each look at a guest that seems to run without its lease
+NAMED = 20  # VMs in the complaint of a heartbeat
 _LOCK_WORDS = "Failed to acquire lock"  # libvirt's, in every version
 
 Lease = dict[str, Any]  # contracts.hostagent.Lockspace
@@ -36,7 +37,8 @@ class Leasing:
         self._virt, self._monitors = virt, monitors
         self._ended: dict[str, str] = {}
         self._missing: dict[str, float] = {}
-        self.spaces = Lockspaces(place, storage, journal, self._forget_ended)
+        self._bare: list[str] = []
+        self.spaces = Lockspaces(place, storage, journal, self._look_around)
 
     # -- a start --
 
@@ -114,6 +116,15 @@ class Leasing:
         if lease is not None and not self._is_right(vm_id, lease):
             self._destroy(vm_id, "it ran without its lease")
 
+    def fault(self) -> str | None:
+        """Why VMs with a lease cannot start here, and which ones run here that their leases do not protect."""
+        told = [self.spaces.fault] if self.spaces.fault else []
+        if self._bare:
+            more = f" and {len(self._bare) - NAMED} more" if len(self._bare) > NAMED else ""
+            named = ", ".join(self._bare[:NAMED]) + more
+            told.append(f"These VMs run here without the protection of their leases: {named}.")
+        return " ".join(told) or None
+
     def why_ended(self, vm_id: str) -> str:
         """Why we destroyed it, if we did."""
         return self._ended.get(vm_id, "")
@@ -159,6 +170,23 @@ class Leasing:
             self._virt.ask(vm_id, "destroy", lambda domain: domain.destroy())
         except (errors.Problem, NoDomain) as fault:
             _log.error("a VM could not be destroyed", vm_id=vm_id, reason=str(fault))
+
+    def _look_around(self) -> None:
+        """Now and then. A sanlock that died takes nobody's guest with it (that is a watchdog's to do): it is told."""
+        self._forget_ended()
+        bare = self._unprotected(self._journal.all("leased"))
+        if bare:  # seen twice: one that is just resumed takes its lease at this moment
+            time.sleep(GLANCES[-1])
+            bare = self._unprotected(
+                {vm_id: lease for vm_id, lease in self._journal.all("leased").items() if vm_id in bare}
+            )
+        if bare != self._bare:
+            self._bare = bare
+            log = _log.error if bare else _log.info
+            log("VMs run without the protection of their leases", vms=bare)
+
+    def _unprotected(self, leased: dict[str, Lease]) -> list[str]:
+        return sorted(vm_id for vm_id, lease in leased.items() if self._runs(vm_id) and not self._holds(vm_id, lease))
 
     def _forget_ended(self) -> None:
         """VMs that are gone from this host are no business of ours any more."""

@@ -357,6 +357,23 @@ def test_a_libvirtd_that_has_not_read_its_file_gets_no_vm(agents: Pair, vm: Leas
 
 
 @pytest.mark.chaos
+def test_a_sanlock_that_dies_under_a_running_vm_is_told(agents: Pair, vm: LeasedVm) -> None:
+    agent = agents[0]
+    start(agent, vm, 1)
+    assert agent.beat()["facts"]["leases_fault"] is None
+    agent.host.kill_sanlock()
+    try:
+        told = lambda: vm.id in (agent.beat()["facts"]["leases_fault"] or "")  # noqa: E731
+        wait.until("the heartbeat to say so", told, 40, every=0.5)
+        assert state(agent, vm) == "running"
+    finally:
+        agent.ask("power_off_vm", {"vm_id": vm.id})
+        agent.host.start_sanlock()
+    healed = lambda: agent.beat()["facts"]["leases_fault"] is None  # noqa: E731
+    wait.until("the heartbeat to be well", healed, 40, every=0.5)
+
+
+@pytest.mark.chaos
 def test_without_sanlock_a_leased_vm_does_not_start(agents: Pair, vm: LeasedVm) -> None:
     agent = agents[0]
     agent.host.kill_sanlock()
