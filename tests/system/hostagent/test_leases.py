@@ -3,16 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 import os
 import shutil
 import signal
-import sys
 import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 from qemu.qmp import QMPClient
@@ -22,29 +19,11 @@ from deploy.guest import image
 from deploy.stack import wait
 from deploy.stack.host import Host
 from services.hostagent import layout, under_lease
-from tests.system.hostagent.lab import MIB, ROOT, Agent, Vm, in_background, new_id
+from tests.system.hostagent.lab import MIB, Agent, Vm, in_background, new_id
+from tests.system.hostagent.leased import LeasedVm, lockspaces, start, state, wait_joined, write_offline
 
 pytestmark = pytest.mark.lab
 Pair = tuple[Agent, Agent]
-
-
-class LeasedVm(Vm):
-    """A VM with a lease. All of them are on the one domain that `shared` names, which both hosts have joined."""
-
-    shared: dict[str, Any] | None = None
-
-    def _make_domain(self, path: Path) -> dict[str, Any]:
-        return LeasedVm.shared or super()._make_domain(path)
-
-    def lockspace(self, number: int) -> dict[str, Any]:
-        return {"domain": self.domain, "sanlock_id": number, "io_timeout": 1}
-
-    def leased(self, number: int) -> dict[str, Any]:
-        return {**self.spec(), "lease": self.lockspace(number)}
-
-    @property
-    def xleases(self) -> Path:
-        return Path(self.domain["path"]) / self.domain["id"] / "dom_md/xleases"
 
 
 @pytest.fixture(scope="module")
@@ -76,41 +55,6 @@ def vm(agents: Pair, folder: Path, guest: image.Image) -> Iterator[LeasedVm]:
     for agent in agents:
         agent.ask("power_off_vm", {"vm_id": made.id})
     agents[0].ask("drop_lease", {"vm_id": made.id, "domain": made.domain})
-
-
-def start(agent: Agent, vm: LeasedVm, number: int) -> dict[str, Any]:
-    return agent.ask("start_vm", vm.leased(number))
-
-
-def state(agent: Agent, vm: LeasedVm) -> str:
-    return str(agent.ask("look_vm", {"vm_id": vm.id})["state"])
-
-
-def lockspaces(agent: Agent) -> dict[str, dict[str, Any]]:
-    return {facts["domain_id"]: facts for facts in agent.beat()["lockspaces"]}
-
-
-def wait_joined(agent: Agent, vm: LeasedVm) -> None:
-    joined = lambda: lockspaces(agent).get(vm.domain["id"], {}).get("state") == "joined"  # noqa: E731
-    wait.until("the lockspace to be joined", joined, 60, every=0.2)
-
-
-def write_offline(agent: Agent, vm: LeasedVm, *command: str) -> str:
-    """Run a command under the VM's lease on a host; what it printed, or the Problem's code."""
-    program = (
-        "import json, sys\n"
-        "from contracts import errors\n"
-        "from services.hostagent import sanlocks, under_lease\n"
-        "domain, vm, command = json.loads(sys.argv[1])\n"
-        "offset = sanlocks.ensure(domain, vm)['offset']\n"
-        "try:\n"
-        "    print(under_lease.start(domain, vm, offset, command).wait())\n"
-        "except errors.Problem as problem:\n"
-        "    print(problem.code, problem)\n"
-    )
-    order = json.dumps([vm.domain, vm.id, list(command)])
-    env = ["env", f"PYTHONPATH={ROOT}"]
-    return agent.host.run(*env, sys.executable, "-c", program, order).strip()
 
 
 def test_a_second_start_is_refused_with_the_holder_named(agents: Pair, vm: LeasedVm) -> None:
