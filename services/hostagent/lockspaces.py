@@ -89,7 +89,8 @@ class Lockspaces:
                 self.leave(domain)
 
     def wait_joined(self, lease: Lease) -> None:
-        """Join, and wait until it is. Raises LockspaceNotJoined."""
+        """Join, and wait until it is. Raises LockspaceNotJoined, and what a domain that cannot be read is told with."""
+        self._storage.look_domain(lease["domain"])  # one that hangs is told as that, and soon
         domain_id, limit = lease["domain"]["id"], time.monotonic() + JOIN_SECONDS
         facts = self.join(lease)
         while facts["state"] != "joined":

@@ -22,7 +22,7 @@ from services.hostagent.storage_pipe import Child, Died, Overdue
 QUICK = "quick"  # looks and marks: milliseconds
 MAKE = "make"  # qemu-img create, new domains
 SLOW = "slow"  # whole-domain scans and what needs one
-LEASE, LEASE_SECONDS = "lease", 30.0  # what is asked of sanlock; more than a lease's writer may take
+LEASE, LEASE_SECONDS = "lease", 30.0  # what is asked of sanlock; for those who write leases, more than they may take
 
 MAX_CHILDREN = 48  # idle ones beyond this are ended, least recently used first
 
@@ -79,8 +79,9 @@ class Storage:
 
     def lease(self, op: str, domain: Domain, **args: Any) -> dict[str, Any]:
         """One ask of sanlock about this domain, by its name in storage_child.py."""
-        lane = MAKE if op in ("ensure_lease", "drop_lease") else LEASE  # writers keep nobody waiting who looks
-        return self._ask(lane, op, {"domain": domain, **args}, LEASE_SECONDS)
+        writes = op in ("ensure_lease", "drop_lease")  # in another lane: they keep nobody waiting who looks
+        lane, seconds = (MAKE, LEASE_SECONDS) if writes else (LEASE, None)
+        return self._ask(lane, op, {"domain": domain, **args}, seconds)
 
     # -- volumes --
 
