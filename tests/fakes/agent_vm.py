@@ -1,0 +1,59 @@
+"""A VM of the fakes and its block jobs."""
+
+from __future__ import annotations
+
+import itertools
+from dataclasses import dataclass, field
+
+from tests.fakes.agent_storage import Facts
+
+_pids = itertools.count(4000)
+
+
+@dataclass
+class Job:
+    """A block commit. `active`: top is what QEMU writes to, so that the job ends in ready and needs a pivot.
+    `between`: the layers that go down with top."""
+
+    base_id: str
+    top_id: str
+    child_id: str | None
+    end: int
+    speed: int
+    cur: int = 0
+    between: list[str] = field(default_factory=list)
+
+    @property
+    def active(self) -> bool:
+        return self.child_id is None
+
+    @property
+    def ready(self) -> bool:
+        return self.active and self.cur >= self.end
+
+    def has_ends(self, ask: Facts) -> bool:
+        return (self.base_id, self.top_id, self.child_id) == (ask["base_id"], ask["top_id"], ask["child_id"])
+
+    def facts(self) -> Facts:
+        ends = {"base_id": self.base_id, "top_id": self.top_id, "child_id": self.child_id}
+        shown = {"cur": self.cur, "end": self.end, "speed": self.speed}
+        status = "ready" if self.ready else "running"
+        return {**ends, **shown, "type": "commit", "status": status, "ready": self.ready}
+
+
+@dataclass
+class FakeVm:
+    """`chains`: per disk what QEMU has open, leaf first."""
+
+    spec: Facts
+    pid: int = field(default_factory=lambda: next(_pids))
+    state: str = "running"
+    reason: str = ""
+    paused_by: str = "none"
+    chains: dict[str, list[str]] = field(default_factory=dict)
+    jobs: dict[str, Job] = field(default_factory=dict)
+    asked_down: bool = False
+
+    def facts(self) -> Facts:
+        shown = {"vm_id": self.spec["id"], "state": self.state, "reason": self.reason}
+        return {**shown, "pid": self.pid, "paused_by": self.paused_by}
