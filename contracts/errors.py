@@ -493,7 +493,7 @@ class FlowWrongState(Problem):
 class PivotFailed(Problem):
     code = "pivot_failed"
     status = 409
-    message = "QEMU refused the pivot of disk {disk_id} {tries} times: {reason}."
+    message = "The pivot of disk {disk_id} was given up after {tries} refusals: {reason}."
     hint = "The merge was cancelled and the chain is intact; repeat the request."
 
 

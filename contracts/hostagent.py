@@ -519,7 +519,7 @@ switch_leaves = Rpc(OWNER, "switch_leaves", SwitchLeaves, Switched, _MERGE, dead
 start_commit = Rpc(OWNER, "start_commit", StartCommit, f.Nothing, _MERGE, deadline=20)
 set_bandwidth = Rpc(OWNER, "set_bandwidth", SetBandwidth, f.Nothing, _MERGE)
 cancel_job = Rpc(OWNER, "cancel_job", CancelJob, f.Nothing, _MERGE, deadline=30)
-pivot = Rpc(OWNER, "pivot", MergeAsk, Pivoted, _MERGE, deadline=20)
+pivot = Rpc(OWNER, "pivot", MergeAsk, Pivoted, (*_MERGE, errors.LeaseFailed), deadline=20)
 record_merge = Rpc(OWNER, "record_merge", MergeAsk, f.Nothing, _MERGE, deadline=15)
 record_chain = Rpc(OWNER, "record_chain", RecordChain, f.Nothing, _MERGE, deadline=20)
 discard_volume = Rpc(OWNER, "discard_volume", Discard, f.Nothing, _MERGE, deadline=120)

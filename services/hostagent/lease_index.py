@@ -65,7 +65,14 @@ def parse(data: bytes, lockspace: str) -> Index:
         raise Unreadable(f"it belongs to the lockspace {name.rstrip(bytes(1))[:48]!r}")
     if updating != b"-":
         raise Unreadable("it was being rebuilt when its writer died")
+    ends = data[layout.INDEX_HEADER.size - 1 : SIZE : layout.INDEX_RECORD.size]
+    if ends.strip(b"\n"):  # another block size, or a torn write
+        raise Unreadable(f"record {_first_other(ends[1:])} has no end: it is torn, or an index of another block size")
     return Index(data)
+
+
+def _first_other(ends: bytes) -> int:
+    return len(ends) - len(ends.lstrip(b"\n"))
 
 
 def offset_of(number: int) -> int:

@@ -24,6 +24,7 @@ from services.hostagent import layout, lease_index
 
 SECONDS = 25.0  # for one of these processes
 SDM_SECONDS = 10.0  # that another host may write
+FOREIGN = "?"  # in place of the name of another lockspace's resource
 _HELD = (errno.EEXIST, errno.EAGAIN, errno.EBUSY, -243)  # here, or on another host
 
 Ref = dict[str, Any]
@@ -91,6 +92,8 @@ class Writer:
             if name == self._vm:  # a writer died before it could record it
                 return number
             disks = [(self._path, offset)]
+            if name == FOREIGN:
+                continue
             if name and self._sanlock.read_resource_owners(self._space, name.encode(), disks):
                 continue  # a dropped VM's lease that somebody holds all the same: theirs
             self._sanlock.write_resource(self._space, self._vm.encode(), disks)
@@ -105,7 +108,7 @@ class Writer:
             if fault.errno in (-223, errno.EMSGSIZE, errno.ENOENT):  # no magic; behind the end of the file
                 return ""
             raise
-        return str(found["resource"].decode()) if found["lockspace"] == self._space else "?"
+        return str(found["resource"].decode()) if found["lockspace"] == self._space else FOREIGN
 
     @contextlib.contextmanager
     def _holding(self, name: str, path: str, offset: int, seconds: float) -> Iterator[None]:
@@ -149,6 +152,8 @@ def main() -> None:
         }
     except Exception as fault:  # SanlockException is no OSError; its class needs the binding
         reason = f"sanlock says: {fault.args[-1] if fault.args else fault}"
+        if getattr(fault, "errno", 0) == errno.ENOSPC:  # its word for a lockspace that it has not joined
+            reason = "this host's sanlock has not joined the domain's lockspace"
         reply = {
             "error": errors.LeaseFailed(vm_id=vm, domain_id=domain["id"], action="written", reason=reason).to_wire()
         }

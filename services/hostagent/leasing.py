@@ -19,6 +19,7 @@ from services.hostagent.journal import Journal
 from services.hostagent.lockspaces import Lockspaces
 from services.hostagent.monitor import Monitors
 from services.hostagent.place import Place
+from services.hostagent.retake import Retake
 from services.hostagent.storage import Storage
 from services.hostagent.virt import NoDomain, Virt
 
@@ -39,6 +40,7 @@ class Leasing:
         self._missing: dict[str, float] = {}
         self._bare: list[str] = []
         self.spaces = Lockspaces(place, storage, journal, self._look_around)
+        self.retake = Retake(self.spaces, journal)
 
     # -- a start --
 
@@ -53,6 +55,7 @@ class Leasing:
         element = self._prepare(vm_id, lease)
         self._journal.put("leased", vm_id, lease)
         self._ended.pop(vm_id, None)
+        self._missing.pop(vm_id, None)
         try:
             yield element
         except errors.HypervisorRefused as refused:
@@ -60,6 +63,7 @@ class Leasing:
         if not self._is_right(vm_id, lease):
             self._destroy(vm_id, "libvirt did not take its lease")
             raise errors.LeaseNotTaken(vm_id=vm_id, host_id=self._place.host_id)
+        self._refuse_dropped(vm_id, lease, element["offset"])
 
     def _prepare(self, vm_id: str, lease: Lease) -> dict[str, Any]:
         self._check_setup()
@@ -68,6 +72,18 @@ class Leasing:
         self._refuse_held(vm_id, lease)
         path = f"{lease['domain']['path'].rstrip('/')}/{lease['domain']['id']}/dom_md/xleases"
         return {"lockspace": lease["domain"]["id"], "key": vm_id, "path": path, "offset": offset}
+
+    def _refuse_dropped(self, vm_id: str, lease: Lease, offset: int) -> None:
+        """A lease that was dropped between our look and libvirt's is one that nobody else will ask for."""
+        try:
+            now = self.spaces.ask("find_lease", lease["domain"], vm=vm_id)["offset"]
+        except errors.Problem as problem:
+            _log.warning("whether a VM's lease was dropped is unknown", vm_id=vm_id, reason=str(problem))
+            return
+        if now != offset:
+            self._destroy(vm_id, "its lease was dropped while it was started")
+            domain_id, reason = lease["domain"]["id"], "it was dropped while the VM was started"
+            raise errors.LeaseFailed(vm_id=vm_id, domain_id=domain_id, action="taken", reason=reason)
 
     def _check_setup(self) -> None:
         fault = lock_setup.find_fault()
@@ -130,7 +146,8 @@ class Leasing:
         return self._ended.get(vm_id, "")
 
     def drop(self, request: dict[str, Any]) -> dict[str, Any]:
-        """The VM goes, and its lease with it. Raises LeaseHeld."""
+        """The VM goes, and its lease with it. Raises LeaseHeld, LockspaceNotJoined."""
+        self.spaces.wait_joined_again(request["domain"])
         self.spaces.ask("drop_lease", request["domain"], vm=request["vm_id"])
         self._journal.put("leased", request["vm_id"], None)
         return {}

@@ -24,6 +24,7 @@ SETTLED_EVERY = 10.0  # ... and at those that are, and at the host's set-up
 TRIES = 3  # joins that may end without a reason before that counts as a failure
 RETRY = 10.0  # seconds after a join that failed
 JOIN_SECONDS = 25.0  # that a start waits for its lockspace
+DROP_SECONDS = 10.0  # ... and who drops a lease
 LEAVE_SECONDS = 10.0
 
 Facts = dict[str, Any]  # contracts.hostagent.LockspaceFacts
@@ -42,6 +43,7 @@ class Lockspaces:
         self._again: dict[str, float] = {}
         self._tries: dict[str, int] = {}
         self._wake = threading.Event()
+        self._checked = -SETTLED_EVERY
         self.fault: str | None = None
 
     def start(self) -> None:
@@ -88,10 +90,16 @@ class Lockspaces:
             with contextlib.suppress(errors.LeasesUnfit, errors.StorageFailed):
                 self.leave(domain)
 
-    def wait_joined(self, lease: Lease) -> None:
+    def wait_joined_again(self, domain: dict[str, Any]) -> None:
+        """Where this host is to be in the domain's lockspace: as `wait_joined`, for a short time."""
+        lease = self._journal.get("lockspaces", domain["id"])
+        if lease is not None:
+            self.wait_joined(lease, DROP_SECONDS)
+
+    def wait_joined(self, lease: Lease, seconds: float = JOIN_SECONDS) -> None:
         """Join, and wait until it is. Raises LockspaceNotJoined, and what a domain that cannot be read is told with."""
-        self._storage.look_domain(lease["domain"])  # one that hangs is told as that, and soon
-        domain_id, limit = lease["domain"]["id"], time.monotonic() + JOIN_SECONDS
+        self._storage.look_domain(lease["domain"], deadline=8.0)  # one that hangs is told as that, and soon
+        domain_id, limit = lease["domain"]["id"], time.monotonic() + seconds
         facts = self.join(lease)
         while facts["state"] != "joined":
             if facts["state"] == "failed" or time.monotonic() > limit:
@@ -101,17 +109,22 @@ class Lockspaces:
             facts = self._look_after(lease)
 
     def _keep(self) -> None:
-        checked = -SETTLED_EVERY
         while True:
             self._wake.clear()
-            if time.monotonic() - checked >= SETTLED_EVERY:
-                fault, checked = lock_setup.find_fault(), time.monotonic()
-                self.fault = f"{fault.reason}. {fault.advice}" if fault else None
-            for lease in self._journal.all("lockspaces").values():
-                self._keep_one(lease)
-            self._each_round()
+            try:
+                self._round()
+            except Exception:  # this thread is the only one that joins: it never ends
+                _log.exception("a round of looking after lockspaces failed")
             settled = all(facts["state"] == "joined" for facts in self.facts())
             self._wake.wait(SETTLED_EVERY if settled or self.fault else KEEP_EVERY)
+
+    def _round(self) -> None:
+        if time.monotonic() - self._checked >= SETTLED_EVERY:
+            fault, self._checked = lock_setup.find_fault(), time.monotonic()
+            self.fault = f"{fault.reason}. {fault.advice}" if fault else None
+        for lease in self._journal.all("lockspaces").values():
+            self._keep_one(lease)
+        self._each_round()
 
     def _keep_one(self, lease: Lease) -> None:
         try:
@@ -176,7 +189,7 @@ class Lockspaces:
         return facts
 
     def ask(self, op: str, domain: dict[str, Any], **args: Any) -> dict[str, Any]:
-        """One ask of sanlock. Raises LeasesUnfit with this host's id, and what sanlocks.py raises."""
+        """Storage.lease. Raises LeasesUnfit with this host's id, and what sanlocks.py raises."""
         try:
             return self._storage.lease(op, domain, **args)
         except errors.LeasesUnfit as unfit:

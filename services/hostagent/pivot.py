@@ -68,6 +68,8 @@ class Pivot:
             if qemu.leaf == request["base_id"]:
                 self._parts.storage.mark(disk["domain"], disk["disk_id"], request["top_id"], "illegal", _heir(request))
                 return Times().facts()
+            if qemu.state == "running" and self._parts.leasing.retake.wait(vm_id):
+                qemu, libvirt_ = self._parts.sure(request)
             self._refuse(request, qemu, libvirt_)
             # space and time are spent now, not while the guest stands still
             self._parts.storage.prepare_mark(
@@ -161,7 +163,7 @@ class Pivot:
             raise _NotYet(f"QEMU writes to {qemu.leaf}, which is neither end of the merge")
         if qemu.job is None:
             self._back_on_top(pause, times, "the job ended without a pivot", failed=True)
-        elif pause["tries"] >= self._parts.place.pivot_tries or times.stuck():
+        elif pause["tries"] >= self._parts.place.pivot_tries or times.stuck() or pause.get("unfit"):
             ends = (pause["base_id"], pause["top_id"], None)
             commit.abort(self._parts, vm_id, pause["disk"], ends)
             after = self._parts.eyes.qemu(vm_id, pause["disk"])
@@ -180,6 +182,11 @@ class Pivot:
         vm_id = pause["vm_id"]
         with self._bell(vm_id) as switched:
             if qemu.state == "running":
+                why = self._parts.leasing.retake.why_not(vm_id)
+                if why is not None:  # a guest that would stand still afterwards is not paused: the job is cancelled
+                    pause = {**pause, "unfit": True, "reason": f"its lease could not be taken again: {why}"}
+                    self._parts.journal.put("pauses", vm_id, pause)
+                    return
                 if pause["theirs"]:  # whoever had paused it has let it go: from now on the pause is ours to end
                     pause = {**pause, "theirs": False}
                     self._parts.journal.put("pauses", vm_id, pause)
@@ -272,18 +279,19 @@ class Pivot:
         """By libvirt, repaired first where it lost the VM. Where it stays away the guest is not kept standing: the
         outcome is known and the mark is durable (or nothing was to be marked), so QEMU may go on by our own monitor.
         A VM with a lease may not: only libvirt takes that again."""
-        vm_id = pause["vm_id"]
+        vm_id, why = pause["vm_id"], ""
         try:
             with times.part("resume_ms"):
                 self._resume_by_libvirt(pause)
             times.over()
         except (errors.HypervisorAway, errors.HypervisorRefused, errors.VmUnsure, _NotYet) as fault:
+            why = f" ({fault})"
             _log.warning("libvirt does not resume the guest; QEMU is asked", vm_id=vm_id, reason=str(fault))
         if self._status(vm_id) in ("paused", "io-error") and not self._parts.leasing.keeps(vm_id):
             self._parts.monitors.ask(vm_id, "cont")
         if self._status(vm_id) == "paused":
             time.sleep(AGAIN)
-            raise _NotYet("the guest stands still after a resume")
+            raise _NotYet(f"the guest stands still after a resume{why}")
 
     def _resume_by_libvirt(self, pause: Pause) -> None:
         if not self._parts.virt.wait(LIBVIRT_SECONDS):

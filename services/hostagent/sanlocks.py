@@ -167,6 +167,18 @@ def held(domain: Ref, vm: str, pid: int) -> dict[str, Any]:
     return {"held": any((one["lockspace"], one["resource"]) == wanted for one in resources)}
 
 
+def ready(domain: Ref, vm: str, pid: int) -> dict[str, Any]:
+    """{"why"}: why this process could not give the VM's lease up and take it again; null when it could."""
+    if look(domain)["state"] != "joined":
+        return {"why": "this host's sanlock has not joined the domain's lockspace"}
+    return {"why": None if held(domain, vm, pid)["held"] else "QEMU does not hold it now"}
+
+
+def find(domain: Ref, vm: str) -> dict[str, Any]:
+    """{"offset"}: where the index says that the VM's lease is, null where it names none."""
+    return {"offset": _find(domain, vm)}
+
+
 def _find(domain: Ref, vm: str) -> int | None:
     try:
         return lease_index.read(_xleases(domain), domain["id"]).find(vm)

@@ -77,10 +77,10 @@ class Storage:
         args = {"domain": domain, "image": image, "volumes": list(volumes), "but": list(but)}
         return dict(self._ask(SLOW, "referrers", args, deadline)["by"])
 
-    def lease(self, op: str, domain: Domain, **args: Any) -> dict[str, Any]:
+    def lease(self, op: str, domain: Domain, *, deadline: float | None = None, **args: Any) -> dict[str, Any]:
         """One ask of sanlock about this domain, by its name in storage_child.py."""
         writes = op in ("ensure_lease", "drop_lease")  # in another lane: they keep nobody waiting who looks
-        lane, seconds = (MAKE, LEASE_SECONDS) if writes else (LEASE, None)
+        lane, seconds = (MAKE, LEASE_SECONDS) if writes else (LEASE, deadline)
         return self._ask(lane, op, {"domain": domain, **args}, seconds)
 
     # -- volumes --

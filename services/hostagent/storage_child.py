@@ -65,6 +65,8 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "drop_lease": _sanlock("drop"),
     "lease_owner": _sanlock("owner"),
     "lease_held": _sanlock("held"),
+    "lease_ready": _sanlock("ready"),
+    "find_lease": _sanlock("find"),
 }
 
 

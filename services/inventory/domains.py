@@ -98,7 +98,7 @@ def _finish_creation(scene: Scene, errand: Errand) -> Ask:
     outcome = peers.attempt("create_domain", ask, errand.again)
     shown = scene.write(lambda session: _settle_creation(scene, session, errand.id, outcome))
     outcome.give()
-    leases.watch(scene)
+    leases.watch(scene, errand.host_id)  # the others follow within a heartbeat
     return shown
 
 

@@ -74,23 +74,32 @@ def _named(scene: Scene, vm_id: str, held: errors.LeaseHeld) -> errors.LeaseHeld
 def drop(scene: Scene, vm_id: str) -> errors.LeaseHeld | None:
     """Before a VM is deleted: its lease goes. Only one that somebody holds is a reason not to delete the VM; a lease
     that cannot be reached stays behind, one of 3960."""
-    return _drop(scene, vm_id, lambda _session, _vm: True)
+    try:
+        _drop(scene, vm_id, lambda _session, _vm: True)
+    except errors.LeaseHeld as held:
+        return _named(scene, vm_id, held)
+    except errors.Problem as problem:
+        scene.log.warning(f"a lease that a VM needs no more stays behind: {problem}", vm_id=vm_id)
+    return None
 
 
 def move(scene: Scene, vm_id: str) -> None:
     """Before a start of a VM that has no disk on its lease's domain any more: that lease goes, and the next one is
-    made where its disks are. Raises LeaseHeld: somebody still writes its disks under the old one."""
+    made where its disks are. Raises LeaseHeld (somebody still writes its disks under the old one), and whatever keeps
+    us from knowing that nobody does."""
 
     def is_left(session: Session, vm: tables.Vm) -> bool:
         plugged = store.disks_of(session, vm.id).get(vm.id, [])
-        return vm.state == "down" and vm.lease_domain_id not in {disk.domain_id for disk in plugged}
+        leases = store.get(session, tables.DataCenter, vm.data_center_id).leases
+        return leases and vm.state == "down" and vm.lease_domain_id not in {disk.domain_id for disk in plugged}
 
-    held = _drop(scene, vm_id, is_left)
-    if held is not None:
-        raise held
+    try:
+        _drop(scene, vm_id, is_left)
+    except errors.LeaseHeld as held:
+        raise _named(scene, vm_id, held) from None
 
 
-def _drop(scene: Scene, vm_id: str, goes: Callable[[Session, tables.Vm], bool]) -> errors.LeaseHeld | None:
+def _drop(scene: Scene, vm_id: str, goes: Callable[[Session, tables.Vm], bool]) -> None:
     def find(session: Session) -> tuple[str, Ask] | None:
         vm = store.find(session, tables.Vm, vm_id)
         domain = session.get(tables.StorageDomain, vm.lease_domain_id) if vm and vm.lease_domain_id else None
@@ -103,28 +112,23 @@ def _drop(scene: Scene, vm_id: str, goes: Callable[[Session, tables.Vm], bool]) 
         if vm is not None and found is not None and vm.lease_domain_id == found[1]["id"]:
             vm.lease_domain_id = None
 
-    found = None
-    try:
-        found = scene.write(find)
-        if found is not None:
-            scene.peers.drop_lease(found[0], found[1], vm_id)
-            scene.write(forget)
-    except errors.LeaseHeld as held:
-        return _named(scene, vm_id, held)
-    except errors.Problem as problem:
-        scene.log.warning(f"a lease that a VM needs no more stays behind: {problem}", vm_id=vm_id)
-    return None
+    found = scene.write(find)
+    if found is not None:
+        scene.peers.drop_lease(found[0], found[1], vm_id)
+        scene.write(forget)
 
 
 # -- who joins what ---------------------------------------------------------------------------------------
 
 
-def watch(scene: Scene) -> None:
-    """Every host joins the lockspaces of its data center's domains, and leaves those of domains that are gone."""
+def watch(scene: Scene, host_id: str | None = None) -> None:
+    """Every host, or this one, joins the lockspaces of its data center's domains, and leaves those of domains that are
+    gone."""
     with scene.database.read() as session:
         errands = _due(session)
     for errand in errands:
-        _run(scene, errand)
+        if host_id in (None, errand.host_id):
+            _run(scene, errand)
 
 
 def _due(session: Session) -> list[Errand]:

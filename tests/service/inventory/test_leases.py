@@ -84,6 +84,22 @@ def test_a_vm_whose_old_lease_is_held_does_not_start_under_another_one(site: Sit
     assert site.get_vm(vm)["lease_domain_id"] == second["id"]
 
 
+def test_a_vm_does_not_start_while_nobody_can_tell_whether_its_old_lease_is_held(site: Site) -> None:
+    agent, first, second, vm = site.host(), site.domain("d1"), site.domain("d2"), site.vm()
+    site.disk(first, vm, alias="one")
+    site.ask(inventory.start_vm, id=vm["id"])
+    site.ask(inventory.power_off_vm, id=vm["id"])
+    (disk,) = site.get_vm(vm)["disks"]
+    site.ask(inventory.plug_disk, id=disk["id"], version=disk["version"], vm_id=None)
+    site.disk(second, vm, alias="two")
+    agent.fail("drop_lease", errors.StorageTimeout(path="/mnt/d1", seconds=20))
+    with pytest.raises(errors.StorageTimeout):
+        site.ask(inventory.start_vm, id=vm["id"])
+    assert (site.get_vm(vm)["state"], site.get_vm(vm)["lease_domain_id"]) == ("down", first["id"])
+    site.ask(inventory.start_vm, id=vm["id"])
+    assert site.get_vm(vm)["lease_domain_id"] == second["id"]
+
+
 def test_a_vm_with_a_lease_starts_where_leases_can_be_taken(site: Site) -> None:
     agents = [site.host("h1"), site.host("h2")]
     domain, vm = site.domain(), site.vm()

@@ -162,6 +162,18 @@ def test_a_refused_pivot_is_tried_again(site: Site, host: FakeAgent) -> None:
     assert site.agrees(host, vm)
 
 
+def test_a_guest_whose_lease_cannot_be_relied_on_is_not_paused_and_its_merge_is_cancelled(
+    site: Site, host: FakeAgent
+) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    host.fail("pivot", errors.LeaseFailed(vm_id=new(), domain_id=new(), action="relied on for a pause", reason="no"))
+    ended = site.end_of(site.remove(snapshot))
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "lease_failed")
+    assert host.asked("cancel_job")
+    assert site.agrees(host, vm)
+
+
 def test_a_pivot_that_is_refused_for_good_cancels_the_merge(site: Site, host: FakeAgent) -> None:
     vm = site.vm(host)
     snapshot = site.taken(vm)

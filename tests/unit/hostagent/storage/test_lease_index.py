@@ -40,6 +40,8 @@ def test_a_records_bytes_are_the_familys() -> None:
         (bytes(len(EMPTY)), "magic or version"),
         (layout.empty_lease_index("another", 0), "belongs to the lockspace"),
         (EMPTY[:70] + b"u" + EMPTY[71:], "being rebuilt"),
+        (EMPTY[:512] + bytes(512) + EMPTY[1024:], "record 0 has no end"),
+        (EMPTY[:-4096] + bytes(4096), "record 3896 has no end"),
     ],
 )
 def test_what_is_no_index_of_this_lockspace_is_refused(data: bytes, says: str) -> None:
