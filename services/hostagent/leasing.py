@@ -24,6 +24,7 @@ from services.hostagent.storage import Storage
 from services.hostagent.virt import NoDomain, Virt
 
 GONE_SECONDS = 120.0  # that a VM's QEMU is missing before its lease is forgotten here: a start may be under way
+START_SECONDS = 50.0  # to get a lease ready; after that nobody waits for the start any more, and none is made
 GLANCES = (0.0, 0.2, 0.5, 1.0)  # seconds before each look at a guest that seems to run without its lease
 NAMED = 20  # VMs in the complaint of a heartbeat
 _LOCK_WORDS = "Failed to acquire lock"  # libvirt's, in every version
@@ -66,10 +67,13 @@ class Leasing:
         self._refuse_dropped(vm_id, lease, element["offset"])
 
     def _prepare(self, vm_id: str, lease: Lease) -> dict[str, Any]:
+        began = time.monotonic()
         self._check_setup()
         self.spaces.wait_joined(lease)
         offset = self.spaces.ask("ensure_lease", lease["domain"], vm=vm_id)["offset"]
         self._refuse_held(vm_id, lease)
+        if time.monotonic() - began > START_SECONDS:
+            raise errors.StorageTimeout(path=lease["domain"]["path"], seconds=START_SECONDS)
         path = f"{lease['domain']['path'].rstrip('/')}/{lease['domain']['id']}/dom_md/xleases"
         return {"lockspace": lease["domain"]["id"], "key": vm_id, "path": path, "offset": offset}
 

@@ -45,8 +45,11 @@ def for_start(session: Session, vm: tables.Vm, host_id: str, plugged: Plugged) -
     """contracts.hostagent.Lockspace of the lease that this start takes, None for a VM without one."""
     center = store.get(session, tables.DataCenter, vm.data_center_id)
     number = store.get(session, tables.Host, host_id).sanlock_id
-    if not wanted(session, vm, plugged) or number is None:
+    if not wanted(session, vm, plugged):
         return None
+    if number is None:
+        advice = "Delete the host and add it again."
+        raise errors.LeasesUnfit(host_id=host_id, reason="it has no number in lockspaces", advice=advice)
     domains = {domain.id: domain for _, domain in plugged}
     if vm.lease_domain_id not in domains:
         vm.lease_domain_id = plugged[0][1].id

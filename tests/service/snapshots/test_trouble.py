@@ -162,9 +162,7 @@ def test_a_refused_pivot_is_tried_again(site: Site, host: FakeAgent) -> None:
     assert site.agrees(host, vm)
 
 
-def test_a_guest_whose_lease_cannot_be_relied_on_is_not_paused_and_its_merge_is_cancelled(
-    site: Site, host: FakeAgent
-) -> None:
+def test_a_merge_whose_lease_cannot_be_relied_on_is_cancelled(site: Site, host: FakeAgent) -> None:
     vm = site.vm(host)
     snapshot = site.taken(vm)
     host.fail("pivot", errors.LeaseFailed(vm_id=new(), domain_id=new(), action="relied on for a pause", reason="no"))
