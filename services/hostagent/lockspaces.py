@@ -60,13 +60,17 @@ class Lockspaces:
             return [dict(facts) for _, facts in sorted(self._known.items())]
 
     def join(self, lease: Lease) -> Facts:
-        """Begin to join; how far it is. Asked twice is asked once."""
+        """Have it joined; how far it was at the last look. Asked twice is asked once, and never waits: a domain that
+        hangs would take a thread with each repeated ask."""
         domain_id = lease["domain"]["id"]
+        with self._lock:
+            known = self._known.get(domain_id)
         if self._journal.get("lockspaces", domain_id) != lease:
             self._journal.put("lockspaces", domain_id, lease)
             self._again.pop(domain_id, None)
-            self._wake.set()
-        return self._look_after(lease)
+            known = None
+        self._wake.set()
+        return known or self._note(lease, "joining", None)
 
     def leave(self, domain: dict[str, Any]) -> Facts:
         """Leave it; StillInUse while VMs here hold leases in it."""
@@ -100,7 +104,8 @@ class Lockspaces:
         """Join, and wait until it is. Raises LockspaceNotJoined, and what a domain that cannot be read is told with."""
         self._storage.look_domain(lease["domain"], deadline=8.0)  # one that hangs is told as that, and soon
         domain_id, limit = lease["domain"]["id"], time.monotonic() + seconds
-        facts = self.join(lease)
+        self.join(lease)
+        facts = self._look_after(lease)
         while facts["state"] != "joined":
             if facts["state"] == "failed" or time.monotonic() > limit:
                 reason = facts["problem"] or "joining is under way"
@@ -162,7 +167,9 @@ class Lockspaces:
         return self._note(lease, "joining", before.get("problem"))
 
     def _is_due(self, domain_id: str) -> bool:
-        return time.monotonic() >= self._again.get(domain_id, 0.0)
+        """Not one that was left while it was looked at."""
+        wanted = self._journal.get("lockspaces", domain_id) is not None
+        return wanted and time.monotonic() >= self._again.get(domain_id, 0.0)
 
     def _why_absent(self, lease: Lease) -> str | None:
         """What stands in the way of joining, as far as the storage shows it; None when nothing does yet."""
