@@ -102,7 +102,7 @@ class Lockspaces:
 
     def wait_joined(self, lease: Lease, seconds: float = JOIN_SECONDS) -> None:
         """Join, and wait until it is. Raises LockspaceNotJoined, and what a domain that cannot be read is told with."""
-        self._storage.look_domain(lease["domain"], deadline=8.0)  # one that hangs is told as that, and soon
+        self._storage.look_domain(lease["domain"])  # one that hangs is told as that, and soon
         domain_id, limit = lease["domain"]["id"], time.monotonic() + seconds
         self.join(lease)
         facts = self._look_after(lease)

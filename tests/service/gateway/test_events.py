@@ -20,7 +20,7 @@ from tests.service.gateway.world import NOW, Row
 def center(name: str, **more: Any) -> Row:
     mac = "56:6f:1a:00:00:00"
     row = {"id": str(uuid.uuid4()), "name": name, "description": "", "mac_first": mac, "mac_last": mac}
-    return row | {"version": 1, "created_at": NOW} | more
+    return row | {"leases": True, "io_timeout": 10, "version": 1, "created_at": NOW} | more
 
 
 @pytest.fixture
