@@ -25,6 +25,7 @@ from services.hostagent.virt import NoDomain, Virt
 
 GONE_SECONDS = 120.0  # that a VM's QEMU is missing before its lease is forgotten here: a start may be under way
 START_SECONDS = 50.0  # to get a lease ready; after that nobody waits for the start any more, and none is made
+KNOWN_SECONDS = 22.0  # that a host which has just joined may need to learn of the others
 GLANCES = (0.0, 0.2, 0.5, 1.0)  # seconds before each look at a guest that seems to run without its lease
 NAMED = 20  # VMs in the complaint of a heartbeat
 _LOCK_WORDS = "Failed to acquire lock"  # libvirt's, in every version
@@ -95,7 +96,10 @@ class Leasing:
             raise errors.LeasesUnfit(host_id=self._place.host_id, reason=fault.reason, advice=fault.advice)
 
     def _refuse_held(self, vm_id: str, lease: Lease) -> None:
-        owner = self.spaces.ask("lease_owner", lease["domain"], vm=vm_id)
+        owner, limit = self.spaces.ask("lease_owner", lease["domain"], vm=vm_id), time.monotonic() + KNOWN_SECONDS
+        while not owner["known"] and time.monotonic() < limit:
+            time.sleep(0.5)
+            owner = self.spaces.ask("lease_owner", lease["domain"], vm=vm_id)
         if owner["sanlock_id"] is not None:
             holder = "a process of this host" if owner["here"] else f"host number {owner['sanlock_id']}"
             raise errors.LeaseHeld(vm_id=vm_id, holder=holder, sanlock_id=owner["sanlock_id"])
@@ -126,7 +130,7 @@ class Leasing:
             return False
         with contextlib.suppress(errors.Problem):  # who cannot tell leaves it standing
             owner = self.spaces.ask("lease_owner", lease["domain"], vm=vm_id)
-            if owner["sanlock_id"] is not None and not owner["here"]:
+            if owner["sanlock_id"] is not None and owner["known"] and not owner["here"]:
                 self._destroy(vm_id, f"it moved: host number {owner['sanlock_id']} holds its lease")
         return True
 

@@ -119,11 +119,13 @@ def drop(domain: Ref, vm: str) -> None:
 
 
 def owner(domain: Ref, vm: str) -> dict[str, Any]:
-    """Who stands in the way of taking the VM's lease: {"sanlock_id", "here"}, both null and false where nobody does.
+    """Who stands in the way of taking the VM's lease: {"sanlock_id", "here", "known"}; null, false, true where nobody
+    does.
 
-    A host that is free or dead, or that came back under a newer generation, stands in nobody's way; one of which too
-    little is known yet does."""
-    nobody = {"sanlock_id": None, "here": False}
+    A host that is free or dead, or that came back under a newer generation, stands in nobody's way. One of which too
+    little is known yet does, and is not `known`: a host that has just joined learns of the others at its first renewal,
+    2 x io_timeout later."""
+    nobody = {"sanlock_id": None, "here": False, "known": True}
     offset, space = _find(domain, vm), domain["id"].encode()
     if offset is None:
         return nobody
@@ -131,8 +133,12 @@ def owner(domain: Ref, vm: str) -> dict[str, Any]:
         owners = sanlock.read_resource_owners(space, vm.encode(), [(_xleases(domain), offset)])
         own = look(domain)["sanlock_id"]
         for one in owners:
-            if _holds(one, _host(space, one["host_id"])):
-                return {"sanlock_id": one["host_id"], "here": one["host_id"] == own}
+            here = one["host_id"] == own
+            if here and record(domain, own)["generation"] > one["generation"]:
+                continue  # from before this host's restart; our own generation is read where it was written
+            host = _host(space, one["host_id"])
+            if _holds(one, host):
+                return {"sanlock_id": one["host_id"], "here": here, "known": here or host is not None}
     except sanlock.SanlockException as fault:
         raise guarded(fault, domain, vm, "read") from None
     return nobody
@@ -141,11 +147,12 @@ def owner(domain: Ref, vm: str) -> dict[str, Any]:
 def _host(space: bytes, sanlock_id: int) -> dict[str, Any] | None:
     """What this host's sanlock knows of another one; None while it knows nothing yet."""
     try:
-        return next(iter(sanlock.get_hosts(space, sanlock_id)), None)
+        found = next(iter(sanlock.get_hosts(space, sanlock_id)), None)
     except sanlock.SanlockException as fault:
         if fault.errno == errno.EAGAIN:
             return None
         raise
+    return None if found is None or found["flags"] == sanlock.HOST_UNKNOWN else found
 
 
 def _holds(one: dict[str, Any], host: dict[str, Any] | None) -> bool:

@@ -33,6 +33,19 @@ def test_the_lease_is_free_when_qemu_was_killed(agents: Pair, vm: LeasedVm) -> N
     assert start(second, vm, 2)["state"] == "running"
 
 
+def test_a_host_that_lost_its_power_starts_its_vm_again(agents: Pair, vm: LeasedVm) -> None:
+    """The lease still names it, under the generation that it had before."""
+    first, second = agents
+    start(first, vm, 1)
+    first.caller.close()
+    first.host.end()
+    with pytest.raises(errors.LeaseHeld, match="host number 1"):
+        start(second, vm, 2)
+    first.host.start()
+    first.start()
+    assert start(first, vm, 1)["state"] == "running"
+
+
 def test_a_lease_is_kept_over_a_restart_of_libvirtd_and_of_the_agent(agents: Pair, vm: LeasedVm) -> None:
     first, second = agents
     start(first, vm, 1)
