@@ -167,12 +167,20 @@ class Place:
         )
 
     def running(self, vm: Machine) -> None:
-        """Started if it is down."""
+        """Started if it is down. Of a host that has just come back the inventory may still know what was: only a guest
+        that writes runs."""
+        self.until("the VM to run and write", lambda: self._runs(vm), 200)
+
+    def _runs(self, vm: Machine) -> bool:
+        seconds = 10
         if self.settled(vm) == "down":
-            where = self.host if vm is self.vm else self.second
+            where, seconds = self.host if vm is self.vm else self.second, 80
             self.until("a start", lambda: vm.api.start_vm(vm.id, where.id))
             self.until("the VM to run", lambda: vm.state() == "running")
-            vm.wait_for_writes(1, seconds=80)
+        with contextlib.suppress(wait.NotInTime):
+            vm.wait_for_writes(1, seconds=seconds)
+            return True
+        return False
 
     def new_domain(self, name: str) -> dict[str, Any]:
         """What to ask for a storage domain of this name, that the first host writes to."""
