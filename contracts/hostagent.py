@@ -300,7 +300,7 @@ class StorageView(f.Fact):
 class DiskFacts(f.Fact):
     """One disk seen from every side, to be believed in this order: QEMU, storage, libvirt.
     `unsure` says how QEMU and libvirt differ, null when they agree. `paused_by_pivot`: the agent's own
-    pause of an unfinished pivot is on."""
+    pause of an unfinished pivot is on. `offline`: the merge of a VM that is down, which this agent has under way."""
 
     vm_id = f.uid(allow_none=True)
     disk_id = f.uid()
@@ -309,6 +309,7 @@ class DiskFacts(f.Fact):
     storage = f.nested(StorageView)
     unsure = f.text(allow_none=True)
     paused_by_pivot = f.flag()
+    offline = f.nested(BlockJob, allow_none=True, load_default=None)
 
 
 # -- snapshots and merges ---------------------------------------------------------------------------------
@@ -353,6 +354,14 @@ class StartCommit(MergeAsk):
     """`bandwidth` in bytes per second, 0: no limit."""
 
     bandwidth = f.size(load_default=0)
+
+
+class MergeOffline(MergeAsk):
+    """The same for a VM that is down, by a process that holds the VM's `lease`. Begun by the first ask, found by the
+    next ones, seen as `offline` in looks; what it failed with is told to one ask. `bandwidth` holds for all of it."""
+
+    bandwidth = f.size(load_default=0)
+    lease = f.nested(Lockspace)
 
 
 class SetBandwidth(f.Request):
@@ -517,6 +526,7 @@ look_vm = Rpc(OWNER, "look_vm", VmRef, VmFacts, _VIRT)
 look_disk = Rpc(OWNER, "look_disk", LookDisk, DiskFacts, (*_CHAIN, *_VIRT, errors.StaleClaim), deadline=20)
 switch_leaves = Rpc(OWNER, "switch_leaves", SwitchLeaves, Switched, _MERGE, deadline=90)
 start_commit = Rpc(OWNER, "start_commit", StartCommit, f.Nothing, _MERGE, deadline=20)
+merge_offline = Rpc(OWNER, "merge_offline", MergeOffline, f.Nothing, (*_MERGE, *_LEASE), deadline=30)
 set_bandwidth = Rpc(OWNER, "set_bandwidth", SetBandwidth, f.Nothing, _MERGE)
 cancel_job = Rpc(OWNER, "cancel_job", CancelJob, f.Nothing, _MERGE, deadline=30)
 pivot = Rpc(OWNER, "pivot", MergeAsk, Pivoted, (*_MERGE, errors.LeaseFailed), deadline=20)

@@ -14,6 +14,7 @@ from chassis import crash
 from contracts import errors
 from services.hostagent import claims, layout, monitor, views
 from services.hostagent.jobs import Jobs
+from services.hostagent.offline import Offline
 from services.hostagent.record import Record
 from services.hostagent.virt import NoDomain
 from services.hostagent.work import Parts, Request
@@ -27,8 +28,8 @@ _FLAGS = libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE | libvirt.VIR_DOMAIN_BLOCK_COM
 
 
 class Commit:
-    def __init__(self, parts: Parts, jobs: Jobs, record: Record) -> None:
-        self._parts, self._jobs, self._record = parts, jobs, record
+    def __init__(self, parts: Parts, jobs: Jobs, record: Record, offline: Offline) -> None:
+        self._parts, self._jobs, self._record, self._offline = parts, jobs, record, offline
 
     def start(self, request: Request) -> dict[str, Any]:
         """Begin the job, or find it begun or done. An internal merge that is done is recorded here: nothing else than
@@ -56,6 +57,9 @@ class Commit:
     def set_bandwidth(self, request: Request) -> dict[str, Any]:
         """Change the limit of the running job that this flow began; without a job there is nothing to limit."""
         with self._parts.turn(request):
+            if self._offline.facts(request["disk"]["disk_id"]):
+                what = "changing the limit of a merge that is under way"
+                raise errors.VmWrongState(vm_id=request["vm_id"], state="down", action=what, needs="running")
             qemu, libvirt_ = self._parts.sure(request)
             if qemu.job is not None:
                 own = self._jobs.of(request)
@@ -77,6 +81,7 @@ class Commit:
 
     def _end(self, request: Request) -> None:
         vm_id, disk, ends = request["vm_id"], request["disk"], views.ends_of(request)
+        self._offline.cancel(request)
         qemu = self._parts.eyes.qemu(vm_id, disk)
         if qemu.state == "unreachable":
             raise errors.VmUnsure(vm_id=vm_id, reason="QEMU's monitor does not answer")

@@ -25,6 +25,7 @@ from services.hostagent.locks import Named, Still
 from services.hostagent.look import Eyes
 from services.hostagent.mender import Mender
 from services.hostagent.monitor import Monitors
+from services.hostagent.offline import Offline
 from services.hostagent.pivot import Pivot
 from services.hostagent.place import Place
 from services.hostagent.quiesce import Quiesce
@@ -65,7 +66,9 @@ class Hypervisor:
         self._mender = Mender(parts, self._vms)
         self._lanes = {name: ThreadPoolExecutor(size, thread_name_prefix=name) for name, size in LANES.items()}
         record, self._copies = Record(parts), Copies(parts)
-        self._calls = self._table(Commit(parts, self._jobs, record), Storing(parts, record, self._copies))
+        self._offline = Offline(parts, self.server.tell)
+        commit = Commit(parts, self._jobs, record, self._offline)
+        self._calls = self._table(commit, Storing(parts, record, self._copies))
 
     def run(self) -> None:
         """Serve until the process ends."""
@@ -113,6 +116,7 @@ class Hypervisor:
             "power_off_vm": ("ask", lambda r: vms.power_off(r["vm_id"])),
             "switch_leaves": ("ask", self._switch.ask),
             "start_commit": ("ask", commit.start),
+            "merge_offline": ("ask", self._offline.ask),
             "set_bandwidth": ("ask", commit.set_bandwidth),
             "cancel_job": ("ask", commit.cancel),
             "pivot": ("ask", self._pivot.ask),

@@ -63,7 +63,7 @@ class Leasing:
         except errors.HypervisorRefused as refused:
             raise self._why_refused(vm_id, lease, refused) from None
         if not self._is_right(vm_id, lease):
-            self._destroy(vm_id, "libvirt did not take its lease")
+            self.destroy(vm_id, "libvirt did not take its lease")
             raise errors.LeaseNotTaken(vm_id=vm_id, host_id=self._place.host_id)
         self._refuse_dropped(vm_id, lease, element["offset"])
 
@@ -86,7 +86,7 @@ class Leasing:
             _log.warning("whether a VM's lease was dropped is unknown", vm_id=vm_id, reason=str(problem))
             return
         if now != offset:
-            self._destroy(vm_id, "its lease was dropped while it was started")
+            self.destroy(vm_id, "its lease was dropped while it was started")
             domain_id, reason = lease["domain"]["id"], "it was dropped while the VM was started"
             raise errors.LeaseFailed(vm_id=vm_id, domain_id=domain_id, action="taken", reason=reason)
 
@@ -116,6 +116,11 @@ class Leasing:
         domain_id = lease["domain"]["id"]
         return errors.LeaseFailed(vm_id=vm_id, domain_id=domain_id, action="taken", reason=reason)
 
+    def offset_for_writer(self, vm_id: str, lease: Lease) -> int:
+        """Where the lease is that an offline writer takes, with its lockspace joined. Raises as `starting`."""
+        self.spaces.wait_joined(lease)
+        return int(self.spaces.ask("ensure_lease", lease["domain"], vm=vm_id)["offset"])
+
     # -- while it runs --
 
     def keeps(self, vm_id: str) -> bool:
@@ -131,14 +136,14 @@ class Leasing:
         with contextlib.suppress(errors.Problem):  # who cannot tell leaves it standing
             owner = self.spaces.ask("lease_owner", lease["domain"], vm=vm_id)
             if owner["sanlock_id"] is not None and owner["known"] and not owner["here"]:
-                self._destroy(vm_id, f"it moved: host number {owner['sanlock_id']} holds its lease")
+                self.destroy(vm_id, f"it moved: host number {owner['sanlock_id']} holds its lease")
         return True
 
     def verify(self, vm_id: str) -> None:
         """After something happened to a VM: one that runs without the lease it was started with is destroyed."""
         lease = self._journal.get("leased", vm_id)
         if lease is not None and not self._is_right(vm_id, lease):
-            self._destroy(vm_id, "it ran without its lease")
+            self.destroy(vm_id, "it ran without its lease")
 
     def fault(self) -> str | None:
         """Why VMs with a lease cannot start here, and which ones run here that their leases do not protect."""
@@ -188,7 +193,7 @@ class Leasing:
         except (monitor.Mute, monitor.Refused):
             return False
 
-    def _destroy(self, vm_id: str, why: str) -> None:
+    def destroy(self, vm_id: str, why: str) -> None:
         _log.error("a VM is destroyed", vm_id=vm_id, reason=why)
         self._ended[vm_id] = why
         try:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import time
+from collections.abc import Callable
 from typing import Any
 
 import libvirt
@@ -35,6 +36,7 @@ class Eyes:
     def __init__(self, place: Place, monitors: Monitors, virt: Virt, storage: Storage, journal: Journal) -> None:
         self._place = place
         self._monitors, self._virt, self._storage, self._journal = monitors, virt, storage, journal
+        self.offline: Callable[[str], dict[str, Any] | None] = lambda _: None  # merges without a QEMU: offline.py
         self._paths = pools.Pool("paths", 4)
 
     # -- one side at a time --
@@ -133,6 +135,8 @@ class Eyes:
 
     def disk(self, vm_id: str | None, disk: Disk) -> dict[str, Any]:
         """contracts.hostagent.DiskFacts."""
+        # before the storage: what ended since shows there
+        offline = self.offline(disk["disk_id"])
         qemu, libvirt_, unsure = self.both(vm_id, disk)
         pause = self._journal.get("pauses", vm_id) if vm_id else None
         return {
@@ -143,6 +147,7 @@ class Eyes:
             "storage": self._storage.volumes(disk["domain"], disk["disk_id"]),
             "unsure": unsure,
             "paused_by_pivot": bool(pause) and qemu.alive,
+            "offline": offline,
         }
 
     def life(self, vm_id: str) -> str:

@@ -122,22 +122,22 @@ def put_back(domain: Ref, image: str) -> dict[str, Any]:
             volumes = {v.id: v for v in volume.read_image(place, image)}
             back = chain.unrecorded(volumes.values())
             for child, top in back.items():
-                _rebase(place, image, child, volumes[top])
+                rebase(place, image, child, volumes[top], "volume.put_back.after_header")
     return {"back": back}
 
 
-def _rebase(place: layout.Place, image: str, child: str, top: chain.Volume) -> None:
+def rebase(place: layout.Place, image: str, child: str, below: chain.Volume, point: str) -> None:
     """Write the name into the header, durably. qemu-img takes QEMU's image lock on the child for it."""
     file = place.file(image, child)
     with files.qemu_lock(file, child):
         pass  # for a clear word: qemu-img would refuse as well
-    words = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", top.id, "-F", _QEMU_FORMAT[top.format], child]
+    words = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", below.id, "-F", _QEMU_FORMAT[below.format], child]
     done = subprocess.run(words, cwd=place.image(image), capture_output=True, text=True, check=False)
     if done.returncode != 0:
-        raise errors.StorageFailed(action="put_back", path=file, reason=done.stderr.strip()[:500] or "qemu-img failed")
-    crash.point("volume.put_back.after_header")
+        raise errors.StorageFailed(action="rebase", path=file, reason=done.stderr.strip()[:500] or "qemu-img failed")
+    crash.point(point)
     files.sync(file)
     now = {v.id: v for v in volume.read_image(place, image)}[child]
-    if now.backing != top.id:
-        reason = f"volume {child} stands on {now.backing} after its header was put back to {top.id}"
+    if now.backing != below.id:
+        reason = f"volume {child} stands on {now.backing} after its header was changed to {below.id}"
         raise errors.ChainBroken(disk_id=image, reason=reason)

@@ -131,6 +131,10 @@ class Hostagent(bus.Service):
     def start_commit(self, request: Ask) -> Ask:
         return self._pass(contract.start_commit, request)
 
+    @bus.serves(contract.merge_offline)
+    def merge_offline(self, request: Ask) -> Ask:
+        return self._pass(contract.merge_offline, request)
+
     @bus.serves(contract.set_bandwidth)
     def set_bandwidth(self, request: Ask) -> Ask:
         return self._pass(contract.set_bandwidth, request)

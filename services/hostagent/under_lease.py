@@ -22,6 +22,7 @@ from typing import Any
 from contracts import errors
 from services.hostagent import layout
 
+_CONNECTION = "DRYSTONE_LEASE_CONNECTION"
 SECONDS = 20.0  # to register, and to take a lease that is free
 
 Ref = dict[str, Any]
@@ -52,6 +53,13 @@ def start(
     raise errors.from_wire(told)
 
 
+def connection() -> int | None:
+    """For a command that runs under a lease: the descriptor that keeps it. Who starts a process that writes passes it
+    on, so that the lease is free only when that process has ended too."""
+    number = os.environ.get(_CONNECTION)
+    return None if number is None else int(number)
+
+
 def _hear(pipe: int, seconds: float) -> dict[str, Any] | None:
     """The first line, None when there was none in time."""
     if not select.select([pipe], [], [], seconds)[0]:
@@ -62,11 +70,12 @@ def _hear(pipe: int, seconds: float) -> dict[str, Any] | None:
 
 def main() -> None:
     order, command = json.loads(sys.argv[1]), sys.argv[2:]
-    connection, problem = _take(order)
+    held, problem = _take(order)
     if problem is not None:
         os.write(order["tell"], json.dumps(problem.to_wire()).encode())
         sys.exit(1)
-    os.set_inheritable(connection, True)
+    os.set_inheritable(held, True)
+    os.environ[_CONNECTION] = str(held)
     os.set_inheritable(order["tell"], False)  # closed by the exec
     os.write(order["tell"], json.dumps({"held": True}).encode())
     os.execvp(command[0], command)  # noqa: S606  no shell is what we want

@@ -1,0 +1,272 @@
+"""Merges of a VM that is down, on real QEMU, qemu-img and sanlock: two hosts, one domain.
+
+A VM of the writing guest runs, gets snapshots, and is switched off; afterwards every block that its guest acknowledged
+must read back, before and after the next start.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import tempfile
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from contracts import errors
+from deploy.guest import image
+from deploy.stack import wait
+from deploy.stack.host import Host
+from tests.system.hostagent.lab import Agent, in_background
+from tests.system.hostagent.leased import LeasedVm, start, state, wait_joined
+
+pytestmark = pytest.mark.lab
+Pair = tuple[Agent, Agent]
+SLOW = 2 * 2**20  # bytes a second: a copy that lasts some seconds
+
+
+class OfflineVm(LeasedVm):
+    """Written to by its guest in each of its layers, and down. `agent` merges."""
+
+    def offline(self, base: int, layers: int = 1, bandwidth: int = 0) -> dict[str, Any]:
+        return self.merge(base, layers=layers, lease=self.lockspace(1), bandwidth=bandwidth)
+
+    def begin(self, request: dict[str, Any]) -> None:
+        self.agent.ask("merge_offline", request)
+
+    def job(self) -> dict[str, Any] | None:
+        return self.look()["offline"]  # type: ignore[no-any-return]
+
+    def is_merged(self, request: dict[str, Any]) -> bool:
+        """What the flow believes: the marks and records on the storage."""
+        storage = self.look()["storage"]
+        volumes = {one["volume_id"]: one for one in storage["volumes"]}
+        marked = all(volumes[one]["legality"] == "illegal" for one in (request["top_id"], *request["between"]))
+        child = request["child_id"]
+        below = storage["leaf"] if child is None else volumes[child]["backing_id"]
+        return marked and below == request["base_id"]
+
+    def finish_offline(self, request: dict[str, Any]) -> None:
+        """As a flow does: ask until it is merged; record and discard."""
+
+        def merged() -> bool:
+            if self.job() is None and not self.is_merged(request):
+                try:
+                    self.begin(request)
+                except (errors.LeaseHeld, errors.JobFailed):
+                    return False
+            return self.is_merged(request)
+
+        wait.until("the merge", merged, 60, every=0.2)
+        plain = {key: value for key, value in request.items() if key not in ("lease", "bandwidth")}
+        self.finish(plain)
+
+    def sound(self) -> None:
+        """Nothing acknowledged is lost, now and after the guest wrote on."""
+        result = self.check()
+        assert result.lost == result.damaged == 0, result
+        start(self.agent, self, 1)
+        self.writes_on()
+        self.power_off()
+        result = self.check()
+        assert result.lost == result.damaged == 0, result
+        files = {one.name.split(".")[0] for one in self.folder().iterdir()}
+        assert files == set(self.volumes[0])
+
+
+@pytest.fixture(scope="module")
+def agents() -> Iterator[Pair]:
+    folder = Path(tempfile.mkdtemp(prefix="ds-"))
+    pair = tuple(Agent(Host(folder / name, name), heartbeat=1.0) for name in ("h1", "h2"))
+    for agent in pair:
+        agent.host.start()
+        agent.start()
+    yield pair  # type: ignore[misc]  # two of them
+    LeasedVm.shared = None
+    for agent in pair:
+        agent.caller.close()
+        agent.host.end()
+    shutil.rmtree(folder)
+
+
+@pytest.fixture
+def vm(agents: Pair, folder: Path, guest: image.Image) -> Iterator[OfflineVm]:
+    """Four layers, each written to, and down."""
+    made = OfflineVm(agents[0], agents[0].host.folder.parent, guest)
+    made.log = folder / "serial"
+    LeasedVm.shared = made.domain
+    for number, agent in enumerate(agents, 1):
+        agent.ask("join_domain", made.lockspace(number))
+        wait_joined(agent, made)
+    start(agents[0], made, 1)
+    for _ in range(3):
+        made.writes_on()
+        made.snapshot()
+    made.writes_on()
+    made.power_off()
+    yield made
+    for agent in agents:
+        agent.ask("power_off_vm", {"vm_id": made.id})
+    agents[0].ask("drop_lease", {"vm_id": made.id, "domain": made.domain})
+
+
+@pytest.mark.parametrize(("base", "layers"), [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (0, 3)])
+def test_layers_go_down_into_base_and_nothing_is_lost(vm: OfflineVm, base: int, layers: int) -> None:
+    """Internal and leaf, one layer and ranges."""
+    request = vm.offline(base, layers)
+    vm.finish_offline(request)
+    assert len(vm.volumes[0]) == 4 - layers
+    vm.sound()
+
+
+def test_its_progress_is_seen_and_it_ends_when_it_is_cancelled(vm: OfflineVm) -> None:
+    request = vm.offline(2, bandwidth=SLOW)
+    vm.begin(request)
+    wait.until("some progress", lambda: (vm.job() or {"cur": 0})["cur"] > 0, 30)
+    job = vm.job()
+    assert job is not None
+    assert (job["top_id"], job["speed"]) == (request["top_id"], SLOW)
+    vm.cancel(request)
+    assert vm.job() is None
+    assert vm.leaf() == request["top_id"]
+    with pytest.raises(errors.StaleClaim):
+        vm.begin(request)
+    vm.number += 1
+    vm.finish_offline(vm.offline(2))
+    vm.sound()
+
+
+def test_a_start_is_refused_while_it_copies_and_goes_through_after_a_cancel(agents: Pair, vm: OfflineVm) -> None:
+    request = vm.offline(2, bandwidth=SLOW)
+    vm.begin(request)
+    wait.until("the copy", lambda: (vm.job() or {"cur": 0})["cur"] > 0, 30)
+    for number, agent in enumerate(agents, 1):
+        with pytest.raises(errors.LeaseHeld):
+            start(agent, vm, number)
+    vm.cancel(request)
+    before = vm.safe()
+    assert start(agents[0], vm, 1)["state"] == "running"
+    vm.writes_on(above=before)
+    vm.number += 1
+    again = vm.offline(2)
+    with pytest.raises(errors.VmWrongState):
+        vm.begin(again)
+    live = vm.commit(2)
+    vm.wait_ready()
+    vm.agent.ask("pivot", live)
+    vm.finish(live)
+    vm.power_off()
+    vm.sound()
+
+
+@pytest.mark.parametrize("layers", [1, 3])
+@pytest.mark.parametrize(
+    "point",
+    [
+        *("offline.before_copy", "offline.after_copy", "offline.after_mark", "offline.after_record"),
+        *("volume.record.after_top", "volume.record.after_between", "volume.record.after_base"),
+    ],
+)
+def test_a_writer_that_dies_is_finished_by_the_next_ask(vm: OfflineVm, point: str, layers: int) -> None:
+    if layers == 1 and "between" in point:
+        pytest.skip("nothing lies between")
+    request = vm.offline(3 - layers, layers)
+    vm.agent.crash_at(point)
+    with pytest.raises(errors.JobFailed, match="its writer ended with -9"):
+        vm.begin(request)
+    vm.finish_offline(request)
+    vm.sound()
+
+
+@pytest.mark.parametrize(
+    "point", ["offline.after_copy", "offline.after_header", "volume.record.after_top", "volume.record.after_child"]
+)
+def test_an_internal_merge_whose_writer_died_is_finished_by_the_next_ask(vm: OfflineVm, point: str) -> None:
+    request = vm.offline(1)
+    vm.agent.crash_at(point)
+    with pytest.raises(errors.JobFailed, match="its writer ended with -9"):
+        vm.begin(request)
+    vm.finish_offline(request)
+    vm.sound()
+
+
+@pytest.mark.parametrize(
+    "point", ["offline.after_copy", "offline.after_header", "volume.record.after_top", "volume.record.after_child"]
+)
+def test_a_vm_starts_from_what_a_dead_writer_left(agents: Pair, vm: OfflineVm, point: str) -> None:
+    """Whole on either side of the record: on another host, from the chain of before or from the one of after."""
+    request = vm.offline(1)
+    vm.agent.crash_at(point)
+    with pytest.raises(errors.JobFailed):
+        vm.begin(request)
+    before = vm.safe()
+    start(agents[1], vm, 2)
+    vm.writes_on(above=before)
+    agents[1].ask("power_off_vm", {"vm_id": vm.id})
+    vm.finish_offline(request)
+    vm.sound()
+
+
+@pytest.mark.parametrize("victim", ["agent", "qemu-img", "sanlock"])
+def test_a_copy_whose_part_dies_is_begun_anew(vm: OfflineVm, victim: str) -> None:
+    agent, request = vm.agent, vm.offline(2, bandwidth=SLOW)
+    vm.begin(request)
+    wait.until("the copy", lambda: (vm.job() or {"cur": 0})["cur"] > 0, 30)
+    copying = _copying(request["top_id"])
+    if victim == "agent":
+        agent.kill()
+        agent.start()
+    elif victim == "qemu-img":
+        for pid in copying:
+            os.kill(pid, signal.SIGKILL)
+    else:
+        agent.host.kill_sanlock()
+    wait.until("the end of the copy", lambda: not _copying(request["top_id"]) or victim == "sanlock", 30)
+    if victim == "sanlock":
+        vm.cancel(request)
+        vm.number += 1
+        agent.host.start_sanlock()
+        wait_joined(agent, vm)
+    vm.finish_offline(vm.offline(2))
+    vm.sound()
+
+
+def test_a_merge_that_ends_while_another_host_starts_the_vm_is_noticed(agents: Pair, vm: OfflineVm) -> None:
+    """QEMU opens its files before libvirt takes the lease: it must not go on with what is dropped."""
+    _, second = agents
+    second.kill()
+    second.env = {"DRYSTONE_TEST_HANG": "createXML:6"}
+    second.start()
+    wait_joined(second, vm)
+    try:
+        request = vm.offline(2)
+        with in_background(start, second, vm, 2) as starting:
+            time.sleep(3)
+            vm.begin(request)
+            assert vm.is_merged(request)
+        assert isinstance(starting["problem"], errors.ChainDiffers), starting
+        assert state(second, vm) == "down"
+    finally:
+        second.kill()
+        second.env = {}
+        second.start()
+    vm.finish_offline(request)
+    vm.sound()
+
+
+def _copying(top_id: str) -> list[int]:
+    """The qemu-img processes that commit this volume."""
+    found = []
+    for entry in Path("/proc").iterdir():
+        if entry.name.isdigit():
+            try:
+                words = (entry / "cmdline").read_bytes().split(b"\0")
+            except OSError:
+                continue
+            if words[0] == b"qemu-img" and top_id.encode() in words:
+                found.append(int(entry.name))
+    return found
