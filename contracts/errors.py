@@ -259,6 +259,13 @@ class LeaseFailed(Problem):
     hint = "Mend what is named and repeat the request."
 
 
+class NoLease(Problem):
+    code = "no_lease"
+    status = 409
+    message = "VM {vm_id} is down and has no lease, so nothing would keep it from being started while {action}."
+    hint = "Start it and repeat the request, or turn leases on: drystone data-center change NAME --leases."
+
+
 class MacTaken(Problem):
     code = "mac_taken"
     status = 409

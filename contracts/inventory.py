@@ -299,6 +299,19 @@ class ChangeVm(Version):
     nics = f.many(NewNic, 32, load_default=None, allow_none=True)
 
 
+class AskLease(f.Request):
+    """Which lease an offline writer on this host takes to write the VM's disks."""
+
+    id = f.uid()
+    host_id = f.uid()
+
+
+class VmLease(f.Fact):
+    """The one that the VM's next start takes, as this host joins its lockspace; null: the VM takes none."""
+
+    lease = f.nested(hostagent.Lockspace, allow_none=True)
+
+
 VM_STATES = ("down", "starting", "running", "paused", "shutting_down", "powering_off", "unsure", "unknown", "deleting")
 
 
@@ -522,6 +535,7 @@ delete_vm = Rpc(
     ),
     deadline=150,
 )
+vm_lease = Rpc(OWNER, "vm_lease", AskLease, VmLease, (errors.NotFound, errors.NoHost, errors.LeaseHeld), deadline=40)
 start_vm = Rpc(OWNER, "start_vm", StartVm, Vm, _POWER, deadline=70)
 shut_down_vm = Rpc(OWNER, "shut_down_vm", ById, Vm, _POWER, deadline=20)
 power_off_vm = Rpc(OWNER, "power_off_vm", ById, Vm, _POWER, deadline=40)

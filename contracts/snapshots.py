@@ -356,6 +356,8 @@ _START = (
     errors.StorageTimeout,
     errors.StorageFailed,
     errors.LimitExceeded,
+    errors.NoLease,
+    errors.LeaseHeld,
 )
 
 create_snapshot = Rpc(OWNER, "create_snapshot", CreateSnapshot, Job, _START, deadline=30)

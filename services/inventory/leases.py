@@ -41,6 +41,18 @@ def wanted(session: Session, vm: tables.Vm, plugged: Plugged) -> bool:
     return bool(plugged) and store.get(session, tables.DataCenter, vm.data_center_id).leases
 
 
+def of_writer(scene: Scene, ask: Ask) -> Ask:
+    """contracts.inventory.VmLease. Chosen and kept as by a start, so that both take the same one."""
+    move(scene, ask["id"])
+
+    def choose(session: Session) -> Ask | None:
+        vm = store.hold(session, tables.Vm, ask["id"])
+        plugged = store.with_domains(session, store.hold_disks(session, vm.id))
+        return for_start(session, vm, ask["host_id"], plugged)
+
+    return {"lease": scene.write(choose)}
+
+
 def for_start(session: Session, vm: tables.Vm, host_id: str, plugged: Plugged) -> Ask | None:
     """contracts.hostagent.Lockspace of the lease that this start takes, None for a VM without one."""
     center = store.get(session, tables.DataCenter, vm.data_center_id)

@@ -11,7 +11,7 @@ from chassis import bus
 from chassis.frame import Frame
 from contracts import errors, hostagent
 from contracts import inventory as contract
-from services.inventory import centers, clones, disks, domains, hosts, runs, store, tables, templates, tidy, vms
+from services.inventory import centers, clones, disks, domains, hosts, leases, runs, store, tables, templates, tidy, vms
 from services.inventory.peers import Peers
 from services.inventory.scene import Scene
 
@@ -128,6 +128,10 @@ class Inventory(bus.Service):
     @bus.hears(hostagent.vm_changed, key="host_id")
     def hear_vm(self, news: Ask, session: Session) -> None:
         hosts.hear_vm(self.scene, session, news)
+
+    @bus.serves(contract.vm_lease)
+    def vm_lease(self, ask: Ask) -> Ask:
+        return leases.of_writer(self.scene, ask)
 
     # -- storage domains ----------------------------------------------------------------------------------
 

@@ -22,7 +22,8 @@ Found = dict[str, Any]  # by id: what was told, or the Problem
 def look(desk: Desk, wanted: Sequence[Wanted]) -> dict[str, Seen | errors.Problem]:
     """By disk id: the disk as it was found, or why nothing may be done with it."""
     vms = _each(desk, desk.peers.vm, (one.vm_id for one in wanted))
-    hosts = {vm_id: _try(running_on, vm, ACTION) for vm_id, vm in vms.items() if not isinstance(vm, errors.Problem)}
+    sound_vms = [vm_id for vm_id, vm in vms.items() if not isinstance(vm, errors.Problem)]
+    hosts = _each(desk, lambda vm_id: host_of(desk, vms[vm_id]), sound_vms)
     up = _each(desk, desk.peers.host_up, (host for host in hosts.values() if isinstance(host, str)))
     disks: Found = {one.disk_id: _plugged(one, vms, hosts, up) for one in wanted}
     sound = [disk for disk in disks.values() if not isinstance(disk, errors.Problem)]
@@ -53,7 +54,7 @@ def _try(ask: Callable[..., Any], *arguments: Any) -> Any:
 
 
 def _plugged(one: Wanted, vms: Found, hosts: Found, up: Found) -> dict[str, Any] | errors.Problem:
-    """Inventory's disk of a VM that runs on a host that is up."""
+    """Inventory's disk of a VM with a host that is up: where it runs, or where it is worked on while it is down."""
     vm = vms[one.vm_id]
     host = hosts.get(one.vm_id)
     for found in (vm, host, up.get(host) if isinstance(host, str) else None):
@@ -84,13 +85,19 @@ def _seen(
 # -- where a VM runs --------------------------------------------------------------------------------------
 
 
-def running_on(vm: Mapping[str, Any], action: str) -> str:
-    """The host on which the VM's QEMU lives. Raises VmWrongState, VmUnsure, HostNotUp."""
+def host_of(desk: Desk, vm: Mapping[str, Any]) -> str:
+    """The host on which the VM's QEMU lives; of a VM that is down one that can take its lease. Raises VmWrongState,
+    VmUnsure, HostNotUp, NoHost, NoLease, LeaseHeld."""
     if vm["state"] in ("running", "paused") and vm["host_id"]:
         return str(vm["host_id"])
-    refuse_between(vm, action, "running")
-    action = f"{action} (offline merges come with a later version)" if vm["state"] == "down" else action
-    raise errors.VmWrongState(vm_id=vm["id"], state=vm["state"], action=action, needs="running")
+    refuse_between(vm, ACTION, "running or down")
+    if vm["state"] != "down":
+        raise errors.VmWrongState(vm_id=vm["id"], state=vm["state"], action=ACTION, needs="on a host")
+    host_id = next(iter(desk.peers.hosts_up(vm)), None)
+    if host_id is None:
+        raise errors.NoHost(kind="data center", id=vm["data_center_id"], reason="none is up")
+    desk.peers.vm_lease(vm["id"], host_id, "its snapshots are merged")
+    return host_id
 
 
 def refuse_between(vm: Mapping[str, Any], action: str, needs: str) -> None:

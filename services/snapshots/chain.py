@@ -92,10 +92,9 @@ def order(parents: dict[str, str | None], active_id: str) -> tuple[str, ...]:
 
 
 def plan_merge(vm_id: str, chain: Sequence[str], removed: Sequence[str], facts: DiskFacts) -> MergePlan:
-    """The merge that removes the snapshots of these volumes, neighbours, oldest first, from a running VM's disk.
+    """The merge that removes the snapshots of these volumes, neighbours, oldest first, from a disk. The VM runs or not.
 
-    Raises VmUnsure, VmWrongState, ChainBroken, BackingOutside, ChainDiffers, VolumeInUse, TemplateVolume, ForeignJob,
-    HypervisorAway.
+    Raises VmUnsure, ChainBroken, BackingOutside, ChainDiffers, VolumeInUse, TemplateVolume, ForeignJob, HypervisorAway.
     """
     _no_template(removed[0], facts)
     same_chain(vm_id, chain, facts)
@@ -110,10 +109,6 @@ def plan_merge(vm_id: str, chain: Sequence[str], removed: Sequence[str], facts: 
     child_id = chain[top + 1] if top + 1 < len(chain) else None
     between = tuple(reversed(chain[where + 1 : top]))
     bare = MergePlan(vm_id, facts.disk_id, removed[0], chain[top], child_id, between=between)
-    if not facts.qemu.alive:
-        raise errors.VmWrongState(
-            vm_id=vm_id, state="down", action="removing a snapshot (offline merges come next)", needs="running"
-        )
     _no_foreign_job(bare, facts)
     _nobody_else(bare, chain, facts)
     return _sized(bare, facts)
@@ -170,7 +165,7 @@ def _told(chain: Sequence[str | None]) -> str:
 
 
 def _no_foreign_job(plan: MergePlan, facts: DiskFacts) -> None:
-    job = facts.qemu.job or facts.libvirt.job
+    job = facts.job or facts.libvirt.job
     if job is not None and not ours(plan, job):
         raise errors.ForeignJob(disk_id=plan.disk_id, job=job.named())
 
@@ -225,7 +220,7 @@ def filling(plan: MergePlan, domain_id: str, facts: DiskFacts, rate: int, reserv
 
     What is left to copy may fit although the storage is nearly full; otherwise two looks' worth of writing must.
     """
-    job = facts.qemu.job
+    job = facts.job
     if job is None or job.ready or not plan.needs:
         return None
     coming = min(job.left, plan.needs, int(rate * AHEAD))
@@ -260,7 +255,7 @@ def whole(plan: MergePlan, facts: DiskFacts, kept: Mapping[str, Any]) -> bool:
     """
     if kept.get("seen") or kept.get("started") or kept.get("asked", 0) != kept.get("untouched", 0):
         return False
-    if facts.unknown or facts.qemu.job or facts.libvirt.job or facts.libvirt.mirror:
+    if facts.unknown or facts.job or facts.libvirt.job or facts.libvirt.mirror:
         return False
     there = facts.storage.chain()
     return {plan.base_id, plan.top_id} <= set(there) and there.index(plan.base_id) < there.index(plan.top_id)
@@ -276,9 +271,14 @@ def _on_base(plan: MergePlan, facts: DiskFacts, *, recorded: bool) -> bool:
     return not recorded or child.parent_id == plan.base_id or top is None or top.legality == "illegal"
 
 
-def _stopped(plan: MergePlan) -> Verdict:
-    problem = errors.VmStopped(vm_id=plan.vm_id, action=f"merging disk {plan.disk_id}")
-    return Verdict(Do.GIVE_UP, "the VM stopped before the merge was done", problem)
+def _down(plan: MergePlan, facts: DiskFacts) -> Verdict:
+    """No QEMU has the disk, and the merge is not done: it goes on offline, from what the storage shows."""
+    if facts.offline is None:
+        return Verdict(Do.ASK, "the VM is down: the agent merges")
+    if not ours(plan, facts.offline):
+        problem = errors.ForeignJob(disk_id=plan.disk_id, job=facts.offline.named())
+        return Verdict(Do.GIVE_UP, str(problem), problem)
+    return Verdict(Do.WAIT, f"copied {facts.offline.cur} of {facts.offline.end} bytes")
 
 
 def commit(plan: MergePlan, facts: DiskFacts, started: bool) -> Verdict:
@@ -288,7 +288,7 @@ def commit(plan: MergePlan, facts: DiskFacts, started: bool) -> Verdict:
     if merged(plan, facts):
         return _xml_caught_up(plan, facts)
     if facts.qemu.state == "absent":
-        return _stopped(plan)
+        return _down(plan, facts)
     if facts.qemu.job is not None:
         return _running(plan, facts, facts.qemu.job, started)
     if not plan.active and plan.top_id not in facts.qemu.chain and _on_base(plan, facts, recorded=False):
@@ -340,7 +340,7 @@ def pivot(plan: MergePlan, facts: DiskFacts) -> Verdict:
         return Verdict(Do.UNKNOWN, facts.unknown)
     if merged(plan, facts):
         return _pivoted(plan, facts)
-    return _stopped(plan) if facts.qemu.state == "absent" else _not_pivoted(plan, facts)
+    return _down(plan, facts) if facts.qemu.state == "absent" else _not_pivoted(plan, facts)
 
 
 def _not_pivoted(plan: MergePlan, facts: DiskFacts) -> Verdict:

@@ -118,6 +118,12 @@ class DiskFacts:
     storage: Storage
     unsure: str | None
     paused_by_pivot: bool
+    offline: Job | None = None  # the agent's own merge of a VM that is down
+
+    @property
+    def job(self) -> Job | None:
+        """What copies, QEMU or the agent."""
+        return self.qemu.job or self.offline
 
     @property
     def unknown(self) -> str | None:
@@ -160,6 +166,7 @@ def read(told: Mapping[str, Any]) -> DiskFacts:
         ),
         unsure=told["unsure"],
         paused_by_pivot=told["paused_by_pivot"],
+        offline=_job(told.get("offline")),
     )
 
 

@@ -1,5 +1,5 @@
-"""One merge of a disk: top, and what lies between, is merged down into base under the running VM. The flow, read from
-the top.
+"""One merge of a disk: top, and what lies between, is merged down into base, under the running VM or, where it is
+down, by the agent with qemu-img. Which of the two is decided by each look anew. The flow, read from the top.
 
 What is believed: QEMU, then the storage, then libvirt, then our database; the decisions are in chain.py.
 """
@@ -70,8 +70,8 @@ class Merge:
     # -- extend: base is large enough ---------------------------------------------------------------------
 
     def extended(self, flow: Flow) -> Look:
-        """A live commit on files grows base by itself (`qemu-img resize` would be refused by QEMU's lock), and
-        `record` checks it. Block storage and offline merges will ask here."""
+        """A commit on files grows base by itself, QEMU's as well as qemu-img's (a running `qemu-img resize` would be
+        refused by QEMU's lock), and `record` checks it. Block storage will ask here."""
         return Look.SETTLED
 
     def extend(self, flow: Flow) -> None:
@@ -83,21 +83,25 @@ class Merge:
         row, facts = self._look(flow)
         started = bool(flow.data.get("started"))
         verdict = chain.commit(row.plan, facts, started)
-        job = facts.qemu.job
+        job = facts.job
         if job is not None and not flow.data.get("seen"):
             flow.save(seen=True)
         if verdict.do in (Do.WAIT, Do.GO_ON) and job is not None:
-            if not started:  # adopted: from now on a job that is gone has failed
+            if not started and facts.qemu.job is not None:  # adopted: from now on a job that is gone has failed
                 flow.save(started=True)
             watch_space(self.desk, flow, row, facts)
-            watch_pace(self.desk, flow, row, job.left)
+            if facts.qemu.job is not None:
+                watch_pace(self.desk, flow, row, job.left)
             self._progress(flow, job.cur, job.end, force=verdict.do is Do.GO_ON)
         return _look_of(row, verdict)
 
     def commit(self, flow: Flow) -> None:
-        row = self._row(flow)
+        row, facts = self._look(flow)
+        if facts.qemu.state == "absent":
+            ask_offline(self.desk, flow, row)
+            return
         request = {**_merge_ask(flow, row), "bandwidth": row.bandwidth}
-        with counted(flow), peers.patient():
+        with counted(flow), peers.patient(peers.TURNED):
             self.desk.peers.ask(row.host_id, hostagent.start_commit, request)
         flow.save(started=True)
 
@@ -114,7 +118,7 @@ class Merge:
             return None  # no job of ours runs, and none will begin: the agent refuses late asks before it looks
         row, facts = self._look(flow)  # whether it was in time, QEMU knows
         _refuse_to_turn(row, facts)
-        if facts.qemu.job is not None:
+        if facts.job is not None:
             return Look.RUNNING
         flow.save(whole=chain.whole(row.plan, facts, flow.data))
         return None
@@ -126,12 +130,18 @@ class Merge:
         if not row.plan.active:
             return Look.SETTLED
         row, facts = self._look(flow)
+        if facts.offline is not None:
+            watch_space(self.desk, flow, row, facts)
+            self._progress(flow, facts.offline.cur, facts.offline.end, force=False)
         return _look_of(row, chain.pivot(row.plan, facts))
 
     def pivot(self, flow: Flow) -> None:
-        row = self._row(flow)
+        row, facts = self._look(flow)
+        if facts.qemu.state == "absent":  # it stopped before the pivot: what the mirror lacked is on top
+            ask_offline(self.desk, flow, row)
+            return
         try:
-            with peers.patient():
+            with peers.patient(peers.TURNED):
                 told = self.desk.peers.ask(row.host_id, hostagent.pivot, _merge_ask(flow, row))
         except errors.PivotFailed:
             refused = int(flow.data.get("refused") or 0) + 1
@@ -146,7 +156,7 @@ class Merge:
         """Undo: a failed pivot has nothing to undo, but never leave while the agent holds the guest."""
         row, facts = self._look(flow)
         _refuse_to_turn(row, facts)
-        return Look.RUNNING if facts.paused_by_pivot else None
+        return Look.RUNNING if facts.paused_by_pivot else None  # an offline copy is the commit's to cancel
 
     # -- record: the storage's metadata, then our database, agree with the chain without top --------------
 
@@ -212,25 +222,40 @@ class Merge:
             return store_jobs.merge(session, flow.id)
 
     def _look(self, flow: Flow) -> tuple[MergeRow, DiskFacts]:
-        """What the host sees. A VM that is not there any more may run on another host by now."""
-        row = self._row(flow)
-        try:
-            seen = self._look_at(flow, row)
-        except (Unknown, errors.ServiceAway, errors.NoAnswer):
-            moved = follow(self.desk, flow, row, silent=True)
-            if moved is None:
-                raise
-            return moved, self._look_at(flow, moved)
-        moved = follow(self.desk, flow, row, silent=False) if seen.qemu.state == "absent" else None
-        return (row, seen) if moved is None else (moved, self._look_at(flow, moved))
-
-    def _look_at(self, flow: Flow, row: MergeRow) -> DiskFacts:
-        with peers.patient(peers.BLIND):
-            return self.desk.peers.look(row.host_id, row.vm_id, _ref(row), peers.claim_of(flow))
+        return look(self.desk, flow, self._row(flow))
 
     def _progress(self, flow: Flow, cur: int, end: int, *, force: bool) -> None:
         with flow.write() as session:
             jobs.progress(session, flow.id, self.desk.now(), cur=cur, end=end, rate=None, force=force)
+
+
+def look(desk: Desk, flow: Flow, row: MergeRow) -> tuple[MergeRow, DiskFacts]:
+    """What the host sees. A VM that is not there any more may run on another host by now."""
+    try:
+        seen = _look_at(desk, flow, row)
+    except (Unknown, errors.ServiceAway, errors.NoAnswer):
+        moved = follow(desk, flow, row, silent=True)
+        if moved is None:
+            raise
+        return moved, _look_at(desk, flow, moved)
+    moved = follow(desk, flow, row, silent=False) if seen.qemu.state == "absent" else None
+    return (row, seen) if moved is None else (moved, _look_at(desk, flow, moved))
+
+
+def _look_at(desk: Desk, flow: Flow, row: MergeRow) -> DiskFacts:
+    with peers.patient(peers.BLIND):
+        return desk.peers.look(row.host_id, row.vm_id, _ref(row), peers.claim_of(flow))
+
+
+def ask_offline(desk: Desk, flow: Flow, row: MergeRow) -> None:
+    """The VM is down. Its lease keeps it from being started meanwhile, on any host; not for longer than this takes."""
+    if flow.data.get("started"):  # a live job went with its QEMU: that is no failure
+        flow.save(started=False)
+    with peers.patient(peers.TURNED):
+        lease = desk.peers.vm_lease(row.vm_id, row.host_id, "its snapshots are merged")
+    request = {**_merge_ask(flow, row), "bandwidth": row.bandwidth, "lease": lease}
+    with counted(flow), peers.patient(peers.TURNED):
+        desk.peers.ask(row.host_id, hostagent.merge_offline, request)
 
 
 def follow(desk: Desk, flow: Flow, row: MergeRow, *, silent: bool) -> MergeRow | None:

@@ -22,6 +22,8 @@ PASSING = (
     errors.NoHost,
     errors.ClockOff,
 )
+# The same for an ask that found the VM up or down, other than the look before it, or its lease not free yet.
+TURNED = (*PASSING, errors.VmStopped, errors.VmWrongState, errors.LeaseHeld, errors.LockspaceNotJoined)
 
 
 class Caller(Protocol):
@@ -66,6 +68,14 @@ class Peers:
     def vm(self, vm_id: str) -> dict[str, Any]:
         return self._client.call(inventory.get_vm, {"id": vm_id})
 
+    def vm_lease(self, vm_id: str, host_id: str, action: str) -> dict[str, Any]:
+        """contracts.hostagent.Lockspace of the lease under which this host may write the disks of a VM that is down.
+        Raises NoLease, LeaseHeld."""
+        lease = self._client.call(inventory.vm_lease, {"id": vm_id, "host_id": host_id})["lease"]
+        if lease is None:
+            raise errors.NoLease(vm_id=vm_id, action=action)
+        return dict(lease)
+
     def disk(self, disk_id: str) -> dict[str, Any]:
         return self._client.call(inventory.get_disk, {"id": disk_id})
 
@@ -103,11 +113,12 @@ class Peers:
         request = {"data_center_id": vm["data_center_id"], "limit": 1000}
         clusters = self._client.call(inventory.list_clusters, request)["items"]
         ids = sorted((cluster["id"] for cluster in clusters), key=lambda cluster_id: cluster_id != vm["cluster_id"])
-        found = []
+        found: list[dict[str, Any]] = []
         for cluster_id in ids:
             hosts = self._client.call(inventory.list_hosts, {"cluster_id": cluster_id, "limit": 1000})["items"]
-            found += [host["id"] for host in hosts if host["state"] == "up"]
-        return found
+            found += [host for host in hosts if host["state"] == "up"]
+        # those that can take leases first: offline merges need one
+        return [host["id"] for host in sorted(found, key=lambda host: bool((host["facts"] or {}).get("leases_fault")))]
 
     # -- agents -------------------------------------------------------------------------------------------
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from contracts import errors
+from tests.fakes import agent_offline
 from tests.fakes.agent_storage import MIB, Facts, Storage
 from tests.fakes.agent_vm import FakeVm, Job
 
@@ -31,6 +32,8 @@ class World:
         self.quiesced = False
         self.news: list[tuple[Any, ...]] = []
         self.lockspaces: dict[str, Facts] = {}
+        self.offline: dict[str, Job] = {}
+        self.writing: dict[str, str] = {}  # whose lease each of these holds
 
     # -- lockspaces and leases ----------------------------------------------------------------------------
 
@@ -47,9 +50,9 @@ class World:
         self.storage.leases.pop(ask["vm_id"], None)
         return {}
 
-    def _refuse_held(self, vm_id: str) -> None:
+    def _refuse_held(self, vm_id: str, but: Job | None = None) -> None:
         holder = self.storage.leases.get(vm_id)
-        if holder:
+        if holder and but is None:
             raise errors.LeaseHeld(vm_id=vm_id, holder=f"host number {holder}", sanlock_id=holder)
 
     # -- domains and volumes ------------------------------------------------------------------------------
@@ -90,7 +93,7 @@ class World:
             if held:
                 raise errors.VolumeInUse(volume_id=self.storage.leaf(disk["disk_id"]), by=f"QEMU on {held}")
         for disk in disks:
-            self._put_back(disk["disk_id"])
+            self.put_back(disk["disk_id"])
         if spec.get("lease"):
             self._refuse_held(spec["id"])
             self.storage.leases[spec["id"]] = spec["lease"]["sanlock_id"]
@@ -143,6 +146,7 @@ class World:
             "storage": storage,
             "unsure": vm.reason if vm and vm.state == "unsure" else None,
             "paused_by_pivot": bool(vm and vm.state == "paused" and vm.paused_by == "agent"),
+            "offline": agent_offline.facts(self, disk["disk_id"]),
         }
 
     def _with_disk(self, vm_id: str | None, disk_id: str) -> FakeVm | None:
@@ -206,6 +210,11 @@ class World:
             self._record(disk_id, ask)
         return {}
 
+    def merge_offline(self, ask: Facts) -> Facts:
+        self._take_claim(ask["disk"]["disk_id"], ask["claim"])
+        self._refuse_held(ask["vm_id"], but=self.offline.get(ask["disk"]["disk_id"]))
+        return agent_offline.begin(self, ask)
+
     def set_bandwidth(self, ask: Facts) -> Facts:
         self._take_claim(ask["disk"]["disk_id"], ask["claim"])
         job = self._running(ask["vm_id"], "its job was to be limited").jobs.get(ask["disk"]["disk_id"])
@@ -217,12 +226,13 @@ class World:
         disk_id = ask["disk"]["disk_id"]
         self._check_claim(disk_id, ask["claim"])
         self.cancelled[(disk_id, ask["claim"]["flow_id"])] = ask["claim"]["number"]
+        agent_offline.cancel(self, ask)
         vm = self.vms.get(ask["vm_id"])
         job = vm.jobs.get(disk_id) if vm and ask["top_id"] else None
         if job is not None and not job.has_ends(ask):
             raise errors.ForeignJob(disk_id=disk_id, job=f"commit of {job.top_id}")
         if vm is None and ask["child_id"]:
-            self._put_back(disk_id)
+            self.put_back(disk_id)
         if vm is not None and job is None and ask["child_id"] and ask["top_id"] not in vm.chains[disk_id]:
             self._record(disk_id, {"between": [], **ask})
         if vm is not None and job is not None:
@@ -240,7 +250,7 @@ class World:
                 raise errors.JobFailed(disk_id=disk_id, reason="it is not ready")
             del vm.jobs[disk_id]
             del vm.chains[disk_id][: 1 + len(ask["between"])]
-            self._drop(disk_id, ask)
+            self.drop(disk_id, ask)
             self.storage.volume(disk_id, ask["base_id"]).volume_type = "leaf"
             self.news.append(("job", ask["vm_id"], disk_id, "completed", job.end, job.end))
         return {"suspend_ms": 1.0, "pivot_ms": 2.0, "look_ms": 1.0, "mark_ms": 5.0, "resume_ms": 1.0}
@@ -260,11 +270,11 @@ class World:
             if not begun and child.parent_id != ask["base_id"] and (vm is None or ask["top_id"] in vm.chains[disk_id]):
                 raise errors.JobFailed(disk_id=disk_id, reason="it was not recorded")
             child.parent_id = ask["base_id"]
-        self._drop(disk_id, ask)
+        self.drop(disk_id, ask)
         for volume_id in {*ask["between"]} & self.storage.image(disk_id).volumes.keys():
             self.storage.volume(disk_id, volume_id).legality = "illegal"
 
-    def _put_back(self, disk_id: str) -> None:
+    def put_back(self, disk_id: str) -> None:
         """Headers that a merge changed without a record name their old top again."""
         volumes = self.storage.image(disk_id).volumes
         for one in volumes.values():
@@ -272,7 +282,7 @@ class World:
             if one.backing_id != one.parent_id and top is not None and top.legality == "legal":
                 one.backing_id = one.parent_id
 
-    def _drop(self, disk_id: str, ask: Facts) -> None:
+    def drop(self, disk_id: str, ask: Facts) -> None:
         top = self.storage.image(disk_id).volumes.get(ask["top_id"])
         if top is not None:
             top.legality, top.heir = "illegal", ask["base_id"] if ask["between"] else None
@@ -282,7 +292,7 @@ class World:
         self._check_claim(disk_id, ask["claim"])
         vm = self._with_disk(None, disk_id)
         if vm is None:
-            self._put_back(disk_id)
+            self.put_back(disk_id)
         seen = vm.chains[disk_id] if vm else self.storage.chain(disk_id)
         if seen != ask["chain"]:
             raise errors.ChainDiffers(disk_id=disk_id, reason="the chain has changed meanwhile")
@@ -321,6 +331,7 @@ class World:
                 continue
             for disk_id, job in list(vm.jobs.items()):
                 self._copy(vm, disk_id, job)
+        agent_offline.copy(self)
 
     def _copy(self, vm: FakeVm, disk_id: str, job: Job) -> None:
         if job.ready or not self.job_rate:

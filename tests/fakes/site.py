@@ -29,7 +29,7 @@ def new() -> str:
 
 # budget: one object is what every test of the service speaks through
 class Site:
-    """One data center with one cluster and one storage domain. Change `vms`, `domain`, `hosts` while it runs."""
+    """One data center, cluster and storage domain. Change `vms`, `domain`, `hosts`, `leases` while it runs."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
@@ -39,6 +39,7 @@ class Site:
         self.vms: dict[str, Facts] = {}
         self.disks: dict[str, Facts] = {}
         self.domain = self._domain()
+        self.leases = True
         self.process: Process | None = None
         self._play_inventory()
 
@@ -223,9 +224,13 @@ class Site:
             inventory.list_disks: lambda ask: {**rows, "items": list(self.disks.values())},
             inventory.list_clusters: lambda ask: {**rows, "items": [self._cluster()]},
             inventory.list_hosts: lambda ask: {**rows, "items": list(self.hosts.values())},
+            inventory.vm_lease: lambda _: {"lease": self._lease()},
         }
         for promise, answer in answers.items():
             self.bus.answer(promise, answer)
+
+    def _lease(self) -> Facts | None:
+        return {"domain": self.ref(), "sanlock_id": 1, "io_timeout": 1} if self.leases else None
 
     def _cluster(self) -> Facts:
         return {**_versioned(self.cluster_id, "cluster"), "data_center_id": self.data_center_id, "description": ""}

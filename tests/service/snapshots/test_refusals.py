@@ -77,11 +77,12 @@ def test_a_vm_between_states_is_left_alone(site: Site, host: FakeAgent, state: s
     assert site.agrees(host, vm)
 
 
-def test_a_vm_that_is_down_is_told_that_offline_merges_come_later(site: Site, host: FakeAgent) -> None:
+def test_a_vm_that_is_down_and_has_no_lease_is_refused(site: Site, host: FakeAgent) -> None:
     vm = site.vm(host)
     snapshot = site.taken(vm)
     site.stop(host, vm)
-    with pytest.raises(errors.VmWrongState, match="offline merges come with a later version"):
+    site.leases = False
+    with pytest.raises(errors.NoLease, match="nothing would keep it from being started"):
         site.remove(snapshot)
 
 

@@ -31,12 +31,23 @@ def _internal(site: Site, host: FakeAgent, disks: int = 1) -> tuple[str, str]:
     return vm, snapshot
 
 
-def test_a_vm_that_stops_while_it_copies_undoes_the_merge(site: Site, host: FakeAgent) -> None:
+def test_a_merge_whose_vm_stops_goes_on_offline(site: Site, host: FakeAgent) -> None:
     vm, snapshot = _internal(site, host)
+    removal = _copying(site, host, snapshot)
+    host.world.job_rate = 16 * MIB
+    site.stop(host, vm)
+    assert site.end_of(removal)["state"] == "done"
+    assert host.asked("merge_offline")
+    assert site.agrees(host, vm)
+
+
+def test_without_a_lease_a_vm_that_stops_while_it_copies_undoes_the_merge(site: Site, host: FakeAgent) -> None:
+    vm, snapshot = _internal(site, host)
+    site.leases = False
     removal = _copying(site, host, snapshot)
     site.stop(host, vm)
     ended = site.end_of(removal)
-    assert (ended["state"], ended["reason"]["code"]) == ("undone", "vm_stopped")
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "no_lease")
     assert site.call(snapshots.get_snapshot, id=snapshot)["restorable"] is False
     assert site.agrees(host, vm)
 
@@ -50,12 +61,23 @@ def _left_and_not_recorded(site: Site, host: FakeAgent, snapshot: str) -> dict[s
     return removal
 
 
-def test_a_merge_that_was_not_recorded_before_its_qemu_died_is_undone(site: Site, host: FakeAgent) -> None:
+def test_a_merge_that_was_not_recorded_before_its_qemu_died_is_done_again_offline(site: Site, host: FakeAgent) -> None:
     vm, snapshot = _internal(site, host)
     removal = _left_and_not_recorded(site, host, snapshot)
     site.stop(host, vm)
+    assert site.end_of(removal)["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+def test_without_a_lease_a_merge_that_was_not_recorded_before_its_qemu_died_is_undone(
+    site: Site, host: FakeAgent
+) -> None:
+    vm, snapshot = _internal(site, host)
+    site.leases = False
+    removal = _left_and_not_recorded(site, host, snapshot)
+    site.stop(host, vm)
     ended = site.end_of(removal)
-    assert (ended["state"], ended["reason"]["code"]) == ("undone", "vm_stopped")
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "no_lease")
     assert not host.asked("discard_volume")
     assert site.agrees(host, vm)
     site.start(host, vm)

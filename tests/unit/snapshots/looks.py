@@ -47,6 +47,7 @@ def look(
     unsure: str | None = None,
     problem: str | None = None,
     paused_by_pivot: bool = False,
+    offline: Job | None = None,
 ) -> DiskFacts:
     chain: tuple[str | None, ...] = tuple(qemu if qemu is not None else reversed(CHAIN))
     chain = () if gone else chain
@@ -61,6 +62,7 @@ def look(
         storage=Storage({row.volume_id: row for row in rows}, leaf, problem, free),
         unsure=unsure,
         paused_by_pivot=paused_by_pivot,
+        offline=offline,
     )
 
 

@@ -43,12 +43,14 @@ COMMIT_INTERNAL = {
     "libvirt still shows a job that QEMU has not": (look(libvirt_job=job(INTERNAL)), True, Do.UNKNOWN),
     "QEMU and libvirt differ": (look(unsure="shut off, but QEMU lives"), True, Do.UNKNOWN),
     "the monitor is mute": (look(state="unreachable"), True, Do.UNKNOWN),
-    "the VM stopped before it was done": (look(gone=True), True, Do.GIVE_UP),
+    "the VM stopped before it was done: offline": (look(gone=True), True, Do.ASK),
     "the VM stopped after QEMU wrote the header, which proves nothing": (
         look(gone=True, headers={"v3": "v1"}),
         True,
-        Do.GIVE_UP,
+        Do.ASK,
     ),
+    "the agent merges": (look(gone=True, offline=job(INTERNAL, 5)), False, Do.WAIT),
+    "the agent merges something else": (look(gone=True, offline=job(ACTIVE, 5)), False, Do.GIVE_UP),
     "the VM stopped after the record": (look(gone=True, headers={"v3": "v1"}, illegal=("v2",)), True, Do.GO_ON),
     "the guest is paused": (look(state="paused", job=job(INTERNAL, 5)), True, Do.WAIT),
 }
@@ -92,7 +94,8 @@ COMMIT_ACTIVE = {
     "QEMU writes to base already": (look(**PIVOTED), True, Do.GO_ON),
     "the job vanished": (look(), True, Do.GIVE_UP),
     "the job vanished, its mirror is still in the XML": (look(mirror=True), True, Do.UNKNOWN),
-    "the VM stopped": (look(gone=True), True, Do.GIVE_UP),
+    "the VM stopped: offline": (look(gone=True), True, Do.ASK),
+    "the agent merges": (look(gone=True, offline=job(ACTIVE, 5)), True, Do.WAIT),
     "the VM stopped after the mark": (look(gone=True, leaf="v2", illegal=("v3",)), True, Do.GO_ON),
 }
 
@@ -119,7 +122,8 @@ PIVOT = {
     "done, and top is gone": (look(**PIVOTED, without=("v3",)), Do.GO_ON),
     "libvirt lost the VM": (look(**PIVOTED, unsure="libvirt does not know the domain"), Do.UNKNOWN),
     "QEMU writes to something else": (look(qemu=["v9"]), Do.UNKNOWN),
-    "the VM stopped before the mark: top counts": (look(gone=True), Do.GIVE_UP),
+    "the VM stopped before the mark: top counts, offline": (look(gone=True), Do.ASK),
+    "the agent merges": (look(gone=True, offline=job(ACTIVE, 5)), Do.WAIT),
     "the VM stopped after the mark: base counts": (look(gone=True, leaf="v2", illegal=("v3",)), Do.GO_ON),
 }
 
@@ -197,6 +201,7 @@ WHOLE = {
     "a job was seen, whose ever": (look(), {"seen": True}, False),
     "the VM stopped before it was asked": (look(gone=True), {}, True),
     "somebody works on the chain now": (look(job=job(ACTIVE)), {}, False),
+    "the agent works on the chain now": (look(gone=True, offline=job(ACTIVE)), {}, False),
     "libvirt works on the chain": (look(libvirt_job=job(INTERNAL)), {}, False),
     "nobody can say": (look(unsure="they differ"), {}, False),
     "top is not on base any more": (look(headers={"v3": "v1"}), {}, False),

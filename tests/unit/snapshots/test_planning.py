@@ -65,7 +65,6 @@ REFUSED = {
     "not in the chain": (chain_of(1, 1, 1), {"x": "chain_differs"}),
     "the active one": (chain_of(1, 1, 1), {"v2": "chain_differs"}),
     "no space": (chain_of(1, 5, 1, free=5 * GIB), {"v0": "no_space"}),
-    "the VM is down": (chain_of(1, 1, 1, gone=True), {"v0": "vm_wrong_state", "v1": "vm_wrong_state"}),
     "unsure": (chain_of(1, 1, 1, unsure="they differ"), {"v0": "vm_unsure", "v1": "vm_unsure"}),
 }
 

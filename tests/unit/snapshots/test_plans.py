@@ -43,7 +43,6 @@ REFUSED = {
     "QEMU and libvirt differ": (look(unsure="they differ"), errors.VmUnsure),
     "a mute monitor": (look(state="unreachable"), errors.VmUnsure),
     "stale XML": (look(libvirt=["v2", "v1"]), errors.VmUnsure),
-    "the VM is down": (look(gone=True), errors.VmWrongState),
     "no leaf on the storage": (look(leaf=None, problem="two leaves"), errors.ChainBroken),
     "metadata and header differ": (look(headers={"v2": None}), errors.ChainDiffers),
     "the database has more than the storage": (look(without=("v1",)), errors.ChainDiffers),
@@ -212,3 +211,12 @@ def test_a_disk_that_is_being_made_or_copied_gets_no_snapshot(state: str) -> Non
     with pytest.raises(errors.DiskWrongState, match=f"is {state}; taking a snapshot needs it ok"):
         create.refuse_unready({"id": "disk", "state": state}, create.ACTION)
     create.refuse_unready({"id": "disk", "state": "ok"}, create.ACTION)
+
+
+def test_a_vm_that_is_down_is_planned_as_one_that_runs() -> None:
+    assert plan("v1", look(gone=True)) == plan("v1", look())
+
+
+def test_a_merge_that_the_agent_has_under_way_is_nobody_elses() -> None:
+    with pytest.raises(errors.ForeignJob):
+        plan("v1", look(gone=True, offline=job(ACTIVE, 5)))

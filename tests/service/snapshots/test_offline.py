@@ -1,0 +1,96 @@
+"""Removals of snapshots of VMs that are down, that stop, or that start meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+
+from contracts import errors, snapshots
+from tests.fakes.agent import FakeAgent
+from tests.fakes.agent_storage import MIB
+from tests.fakes.process import Process
+from tests.fakes.site import Site
+
+pytestmark = pytest.mark.usefixtures("running")
+
+
+def _down(site: Site, host: FakeAgent, count: int = 2) -> tuple[str, list[str]]:
+    vm = site.vm(host)
+    taken = [site.taken(vm) for _ in range(count)]
+    site.stop(host, vm)
+    return vm, taken
+
+
+def test_each_snapshot_of_a_vm_that_is_down_can_go(site: Site, host: FakeAgent) -> None:
+    """Internal, then leaf."""
+    vm, taken = _down(site, host)
+    for snapshot in taken:
+        job = site.end_of(site.remove(snapshot, bandwidth=5 * MIB))
+        assert job["state"] == "done", job
+        assert site.agrees(host, vm)
+    asks = host.asked("merge_offline")
+    assert {ask["lease"]["domain"]["id"] for ask in asks} == {site.domain["id"]}
+    assert {ask["bandwidth"] for ask in asks} == {5 * MIB}
+    assert not host.asked("start_commit")
+    site.start(host, vm)
+
+
+def test_neighbours_go_in_one_job(site: Site, host: FakeAgent) -> None:
+    vm, taken = _down(site, host, 3)
+    assert site.end_of(site.remove_many(taken))["state"] == "done"
+    assert len(host.asked("merge_offline")) == 1
+    assert site.agrees(host, vm)
+
+
+def test_a_cancel_ends_the_copy(site: Site, host: FakeAgent) -> None:
+    vm, taken = _down(site, host)
+    host.world.job_rate = 0
+    removal = site.remove(taken[0])
+    site.until(lambda: host.world.offline, "the copy")
+    site.call(snapshots.cancel_job, id=removal["id"])
+    assert site.end_of(removal)["state"] == "undone"
+    assert not host.world.offline
+    assert site.agrees(host, vm)
+
+
+def test_a_vm_that_starts_before_the_copy_is_merged_live(site: Site, host: FakeAgent) -> None:
+    vm, taken = _down(site, host)
+    host.world.storage.leases[vm] = 7  # somebody starts it, on another host perhaps
+    removal = site.remove(taken[0])
+    site.until(lambda: host.asked("merge_offline"), "an ask")
+    host.world.storage.leases[vm] = None
+    site.start(host, vm)
+    assert site.end_of(removal)["state"] == "done"
+    assert host.asked("start_commit")
+    assert site.agrees(host, vm)
+
+
+def test_a_vm_that_stops_before_its_pivot_is_merged_offline(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    host.fail("pivot", errors.HypervisorAway(host_id=host.host_id, reason="away"), times=99)
+    removal = site.remove(snapshot)
+    site.until(lambda: host.asked("pivot"), "the ask for the pivot")
+    site.stop(host, vm)
+    assert site.end_of(removal)["state"] == "done"
+    assert host.asked("merge_offline")
+    assert site.agrees(host, vm)
+
+
+def test_a_copy_that_failed_turns_the_merge_back(site: Site, host: FakeAgent) -> None:
+    vm, taken = _down(site, host)
+    host.fail("merge_offline", errors.JobFailed(disk_id=site.disk_ids(vm)[0], reason="qemu-img: no"), times=99)
+    ended = site.end_of(site.remove(taken[0]))
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "job_failed")
+    assert site.agrees(host, vm)
+
+
+@pytest.mark.parametrize("point", ["commit.before_ask", "commit.after_ask", "commit.after_settled"])
+def test_a_service_that_dies_goes_on(site: Site, host: FakeAgent, running: Process, point: str) -> None:
+    vm, taken = _down(site, host)
+    site.restart(crash=f"merge.{point}")
+    removal = site.remove(taken[0])
+    assert site.process is not None
+    site.until(lambda: not site.process.alive(), "the crash")
+    site.restart()
+    assert site.end_of(removal)["state"] == "done"
+    assert site.agrees(host, vm)
