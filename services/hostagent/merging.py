@@ -126,6 +126,13 @@ def put_back(domain: Ref, image: str) -> dict[str, Any]:
     return {"back": back}
 
 
+def wait_idle(domain: Ref, image: str) -> None:
+    """Until nobody works in the image: a writer whose agent died may still be at its end. StorageTimeout."""
+    place = _opened(domain)
+    with files.guard("cancel_job", place.image(image), place.id), files.image_lock(place, image):
+        return
+
+
 def rebase(place: layout.Place, image: str, child: str, below: chain.Volume, point: str) -> None:
     """Write the name into the header, durably. qemu-img takes QEMU's image lock on the child for it."""
     file = place.file(image, child)

@@ -81,6 +81,8 @@ class Offline:
         disk_id = request["disk"]["disk_id"]
         run = self._runs.get(disk_id)
         if run is None:
+            if process.find(request["vm_id"]) is None:
+                self._parts.storage.wait_idle(request["disk"]["domain"], disk_id)  # of an agent that died
             return
         if not run.over.is_set():
             if run.ends != views.ends_of(request):

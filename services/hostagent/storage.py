@@ -219,6 +219,10 @@ class Storage:
             return {}
         return dict(self._ask(MAKE, "put_back", args, deadline)["back"])
 
+    def wait_idle(self, domain: Domain, image: str, *, deadline: float | None = None) -> None:
+        """Until no writer works in this image; StorageTimeout when one goes on."""
+        self._ask(MAKE, "wait_idle", {"domain": domain, "image": image}, deadline)
+
     def record_chain(
         self,
         domain: Domain,

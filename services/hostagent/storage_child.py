@@ -52,6 +52,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "record_merge": merging.record_merge,
     "unrecorded": merging.unrecorded,
     "put_back": merging.put_back,
+    "wait_idle": merging.wait_idle,
     "record_chain": volume.record_chain,
     "check_variables": volume.check_variables,
     "resize": volume.resize,

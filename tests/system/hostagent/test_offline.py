@@ -6,6 +6,7 @@ must read back, before and after the next start.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import shutil
 import signal
@@ -21,6 +22,7 @@ from contracts import errors
 from deploy.guest import image
 from deploy.stack import wait
 from deploy.stack.host import Host
+from services.hostagent import files, layout
 from tests.system.hostagent.lab import Agent, in_background
 from tests.system.hostagent.leased import LeasedVm, start, state, wait_joined
 
@@ -138,6 +140,17 @@ def test_its_progress_is_seen_and_it_ends_when_it_is_cancelled(vm: OfflineVm) ->
     vm.number += 1
     vm.finish_offline(vm.offline(2))
     vm.sound()
+
+
+def test_a_cancel_waits_for_a_writer_that_outlived_its_agent(vm: OfflineVm) -> None:
+    place, request = layout.Place(vm.domain["path"], vm.domain["id"]), vm.offline(2)
+    with contextlib.ExitStack() as writing:
+        writing.enter_context(files.image_lock(place, str(request["disk"]["disk_id"])))
+        with in_background(vm.cancel, request) as cancelling:
+            time.sleep(2)
+            assert "reply" not in cancelling
+            writing.close()
+        assert "reply" in cancelling
 
 
 def test_a_start_is_refused_while_it_copies_and_goes_through_after_a_cancel(agents: Pair, vm: OfflineVm) -> None:
