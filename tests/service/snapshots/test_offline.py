@@ -8,7 +8,7 @@ from contracts import errors, snapshots
 from tests.fakes.agent import FakeAgent
 from tests.fakes.agent_storage import MIB
 from tests.fakes.process import Process
-from tests.fakes.site import Site
+from tests.fakes.site import Facts, Site
 
 pytestmark = pytest.mark.usefixtures("running")
 
@@ -93,4 +93,37 @@ def test_a_service_that_dies_goes_on(site: Site, host: FakeAgent, running: Proce
     site.until(lambda: not site.process.alive(), "the crash")
     site.restart()
     assert site.end_of(removal)["state"] == "done"
+    assert site.agrees(host, vm)
+
+
+def _copying(site: Site, host: FakeAgent, snapshot: str) -> Facts:
+    """A removal whose live copy has begun and does not get on."""
+    host.world.job_rate = 0
+    removal = site.remove(snapshot)
+    site.until(lambda: host.asked("start_commit"), "the copy")
+    return removal
+
+
+def test_a_merge_whose_vm_stops_goes_on_offline(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    site.taken(vm)
+    removal = _copying(site, host, snapshot)
+    host.world.job_rate = 16 * MIB
+    site.stop(host, vm)
+    assert site.end_of(removal)["state"] == "done"
+    assert host.asked("merge_offline")
+    assert site.agrees(host, vm)
+
+
+def test_without_a_lease_a_vm_that_stops_while_it_copies_undoes_the_merge(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    site.taken(vm)
+    site.leases = False
+    removal = _copying(site, host, snapshot)
+    site.stop(host, vm)
+    ended = site.end_of(removal)
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "no_lease")
+    assert site.call(snapshots.get_snapshot, id=snapshot)["restorable"] is False
     assert site.agrees(host, vm)

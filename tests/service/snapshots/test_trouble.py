@@ -31,27 +31,6 @@ def _internal(site: Site, host: FakeAgent, disks: int = 1) -> tuple[str, str]:
     return vm, snapshot
 
 
-def test_a_merge_whose_vm_stops_goes_on_offline(site: Site, host: FakeAgent) -> None:
-    vm, snapshot = _internal(site, host)
-    removal = _copying(site, host, snapshot)
-    host.world.job_rate = 16 * MIB
-    site.stop(host, vm)
-    assert site.end_of(removal)["state"] == "done"
-    assert host.asked("merge_offline")
-    assert site.agrees(host, vm)
-
-
-def test_without_a_lease_a_vm_that_stops_while_it_copies_undoes_the_merge(site: Site, host: FakeAgent) -> None:
-    vm, snapshot = _internal(site, host)
-    site.leases = False
-    removal = _copying(site, host, snapshot)
-    site.stop(host, vm)
-    ended = site.end_of(removal)
-    assert (ended["state"], ended["reason"]["code"]) == ("undone", "no_lease")
-    assert site.call(snapshots.get_snapshot, id=snapshot)["restorable"] is False
-    assert site.agrees(host, vm)
-
-
 def _left_and_not_recorded(site: Site, host: FakeAgent, snapshot: str) -> dict[str, Any]:
     """A removal whose copy is done for QEMU, while the agent cannot record that."""
     removal = _copying(site, host, snapshot)
