@@ -103,13 +103,18 @@ class Offline:
     # -- one merge --
 
     def _under_way(self, request: Request) -> Run | None:
-        """The run of these very ends, over or not. One of others that is over is forgotten."""
+        """The run of these very ends, under way, or over and not told to its flow yet. Others that are over: forgotten."""
         disk_id = request["disk"]["disk_id"]
         run = self._runs.get(disk_id)
-        if run is None or run.ends == views.ends_of(request):
-            return run
+        if run is None:
+            return None
+        same = run.ends == views.ends_of(request)
         if not run.over.is_set():
-            raise errors.ForeignJob(disk_id=disk_id, job=_named(run))
+            if not same:
+                raise errors.ForeignJob(disk_id=disk_id, job=_named(run))
+            return run
+        if same and run.request["claim"]["flow_id"] == request["claim"]["flow_id"]:
+            return run
         self._forget(disk_id, run)
         return None
 
@@ -146,6 +151,7 @@ class Offline:
         request, lease = run.request, run.request["lease"]
         offset = self._parts.leasing.offset_for_writer(request["vm_id"], lease)
         order = {
+            "vm": request["vm_id"],
             "domain": request["disk"]["domain"],
             "image": request["disk"]["disk_id"],
             "base": request["base_id"],
@@ -185,7 +191,7 @@ class Offline:
                 told, last = now, run.cur
         writer.wait()
         if not run.stopped:
-            reason = f"its writer ended with {writer.returncode} (sanlock ends it when the storage is lost)"
+            reason = f"its writer ended with {writer.returncode} (that happens when the storage, or sanlock, is lost)"
             raise errors.JobFailed(disk_id=run.request["disk"]["disk_id"], reason=reason)
 
     def _stop(self, run: Run) -> None:

@@ -8,7 +8,7 @@ same whatever was copied into base. So a death at any point costs the copy and n
 from what the storage shows; no success of qemu-img's is remembered anywhere.
 
 qemu-img inherits sanlock's connection: the lease is free only when both have ended. It dies with this process, and
-this process with the agent.
+this process with the agent, or with a sanlock that has hung up: nobody renews the lease then.
 """
 
 from __future__ import annotations
@@ -22,30 +22,34 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
-from typing import Any
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar
 
 from chassis import crash
 from contracts import errors
-from services.hostagent import chain, domain, files, layout, merging, scan, under_lease, volume
+from services.hostagent import chain, domain, files, layout, merging, process, scan, under_lease, volume
 
 LOOK = 0.2  # seconds between two looks whether the agent still lives
 TELL = 0.5  # seconds between two lines of progress
+LOCK_SECONDS = 10.0  # a QEMU that was just being started has the files open until libvirt sees that the lease is ours
 POLITE = ("ionice", "-c", "2", "-n", "7", "nice", "-n", "10")  # guests and other hosts come first
 _PERCENT = re.compile(rb"\(\s*([0-9.]+)/100%\)")
-_SPACE = "No space left on device"
+_SPACE = ("No space left on device", "Disk quota exceeded")
 _PR_SET_PDEATHSIG = 1
 _QEMU_FORMAT = {"cow": "qcow2", "raw": "raw"}
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
-Order = dict[str, Any]  # domain, image, base, top, child, between, bandwidth, agent (its pid)
+Order = dict[str, Any]  # vm, domain, image, base, top, child, between, bandwidth, agent (its pid)
 Volumes = dict[str, chain.Volume]
+Told = TypeVar("Told")
 
 
 def merge(order: Order) -> None:
     """Raises what contracts.hostagent.merge_offline declares; then the chain of before counts."""
     place, image = domain.opened(order["domain"]), order["image"]
     base, top, child, between = order["base"], order["top"], order["child"], order["between"]
+    if process.find(order["vm"]) is not None:  # it came up before the lease was ours; paused, it holds none
+        raise errors.VmWrongState(vm_id=order["vm"], state="running", action="an offline merge", needs="down")
     merging.put_back(order["domain"], image)
     with files.guard("merge_offline", place.image(image), place.id), files.image_lock(place, image):
         volumes = {v.id: v for v in volume.read_image(place, image)}
@@ -53,16 +57,38 @@ def merge(order: Order) -> None:
             refuse_other(image, volumes, child, [top, *between, base])
             _refuse_shared(place, image, child, [top, *between, base])
             crash.point("offline.before_copy")
-            _copy(place, order, volumes)
+            _unlocked(lambda: _copy(place, order, volumes))
             crash.point("offline.after_copy")
             files.sync(place.file(image, base))
-            if child is not None:
-                merging.rebase(place, image, child, volumes[base], "offline.after_header")
-        if child is None:
-            _mark(place, image, top, base if between else None)
+            _switch(place, order, volumes[base])
         record = {"image": image, "base": base, "top": top, "child": child, "between": between}
         merging.record_merge(order["domain"], **record, concluded=True)
         crash.point("offline.after_record")
+
+
+def _switch(place: layout.Place, order: Order, base: chain.Volume) -> None:
+    """The image moves to base: by the child's header, or by the mark of a leaf. Raises JobFailed when that cannot be:
+    VolumeInUse is promised to mean that nothing was copied."""
+    image, top, child = order["image"], order["top"], order["child"]
+    try:
+        if child is None:
+            _unlocked(lambda: _mark(place, image, top, base.id if order["between"] else None))
+        else:
+            _unlocked(lambda: merging.rebase(place, image, child, base, "offline.after_header"))
+    except errors.VolumeInUse as used:
+        raise errors.JobFailed(disk_id=image, reason=str(used)) from None
+
+
+def _unlocked(part: Callable[[], Told]) -> Told:
+    """Once more while somebody has a file open: whoever it is, the lease is ours, and no guest runs with it."""
+    limit = time.monotonic() + LOCK_SECONDS
+    while True:
+        try:
+            return part()
+        except errors.VolumeInUse:
+            if time.monotonic() > limit:
+                raise
+            time.sleep(LOOK)
 
 
 def is_done(volumes: Volumes, base: str, top: str, child: str | None) -> bool:
@@ -133,13 +159,14 @@ def _copy(place: layout.Place, order: Order, volumes: Volumes) -> None:
         pass_fds=() if lease is None else (lease,),
         preexec_fn=_die_with_us,  # noqa: PLW1509 - this process has one thread
     ) as running:
-        said = _follow(running, order["agent"], end)
+        said = _follow(running, order["agent"], lease, end)
     if running.returncode != 0:
         raise _failed(place, order, said or f"qemu-img ended with {running.returncode}", needs)
 
 
-def _follow(running: subprocess.Popen[bytes], agent: int, end: int) -> str:
-    """Tell how far it is, until it ends; what it complained of. With the agent gone nobody listens: it ends too."""
+def _follow(running: subprocess.Popen[bytes], agent: int, lease: int | None, end: int) -> str:
+    """Tell how far it is, until it ends; what it complained of. It ends too when nobody listens, the agent being gone,
+    and when nobody renews the lease, sanlock being gone."""
     assert running.stdout is not None  # noqa: S101  for mypy
     assert running.stderr is not None  # noqa: S101
     outputs, said, told = {running.stdout.fileno(), running.stderr.fileno()}, b"", 0.0
@@ -153,15 +180,20 @@ def _follow(running: subprocess.Popen[bytes], agent: int, end: int) -> str:
             elif time.monotonic() - told > TELL and (found := _PERCENT.findall(part)):
                 told = time.monotonic()
                 _say({"cur": int(end * float(found[-1]) / 100), "end": end})
-        if os.getppid() != agent:
+        if os.getppid() != agent or _hung_up(lease):
             running.kill()
-            raise SystemExit("the agent is gone")
+            raise SystemExit("the agent is gone, or sanlock")
     running.wait()
     return said.decode("utf-8", "replace").strip()
 
 
+def _hung_up(lease: int | None) -> bool:
+    """sanlock says nothing on this connection by itself: what can be read there is its end."""
+    return lease is not None and bool(select.select([lease], [], [], 0)[0])
+
+
 def _failed(place: layout.Place, order: Order, said: str, needs: int) -> errors.Problem:
-    if _SPACE in said:
+    if any(words in said for words in _SPACE):
         has = files.free(place.images)[1]
         return errors.NoSpace(action="merging", domain_id=place.id, needs=needs, has=has)
     if "lock" in said and "Failed to get" in said:

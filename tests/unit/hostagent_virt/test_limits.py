@@ -34,7 +34,8 @@ def test_only_the_job_that_the_flow_began_is_limited(tmp_path: Path, flow_id: st
     seen = (qemu(top), SimpleNamespace(target="vda"))
     parts: Any = SimpleNamespace(turn=lambda _: contextlib.nullcontext(), sure=lambda _: seen, virt=virt)
     begun: Any = jobs.Jobs(Journal(tmp_path / "journal"), None, None, None)  # type: ignore[arg-type]
+    idle: Any = SimpleNamespace(facts=lambda _: None)
     begun.begin({**asked(OWN), **ENDS}, "vda")
     with contextlib.nullcontext() if limited else pytest.raises(errors.ForeignJob):
-        commit.Commit(parts, begun, None).set_bandwidth(asked(flow_id))  # type: ignore[arg-type]
+        commit.Commit(parts, begun, None, idle).set_bandwidth(asked(flow_id))  # type: ignore[arg-type]
     assert calls == (["blockJobSetSpeed"] if limited else [])
