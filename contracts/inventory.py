@@ -307,9 +307,11 @@ class AskLease(f.Request):
 
 
 class VmLease(f.Fact):
-    """The one that the VM's next start takes, as this host joins its lockspace; null: the VM takes none."""
+    """The one that the VM's next start takes, as this host joins its lockspace; null: the VM takes none. `wait`:
+    seconds for which nobody begins to write, because a start was refused: who asks for it again goes first."""
 
     lease = f.nested(hostagent.Lockspace, allow_none=True)
+    wait = f.number(load_default=0.0)
 
 
 VM_STATES = ("down", "starting", "running", "paused", "shutting_down", "powering_off", "unsure", "unknown", "deleting")
@@ -535,7 +537,14 @@ delete_vm = Rpc(
     ),
     deadline=150,
 )
-vm_lease = Rpc(OWNER, "vm_lease", AskLease, VmLease, (errors.NotFound, errors.NoHost, errors.LeaseHeld), deadline=40)
+vm_lease = Rpc(
+    OWNER,
+    "vm_lease",
+    AskLease,
+    VmLease,
+    (errors.NotFound, errors.NoHost, errors.LeaseHeld, errors.VmWrongState),
+    deadline=40,
+)
 start_vm = Rpc(OWNER, "start_vm", StartVm, Vm, _POWER, deadline=70)
 shut_down_vm = Rpc(OWNER, "shut_down_vm", ById, Vm, _POWER, deadline=20)
 power_off_vm = Rpc(OWNER, "power_off_vm", ById, Vm, _POWER, deadline=40)

@@ -103,7 +103,8 @@ class Offline:
     # -- one merge --
 
     def _under_way(self, request: Request) -> Run | None:
-        """The run of these very ends, under way, or over and not told to its flow yet. Others that are over: forgotten."""
+        """The run of these very ends: it goes on, or its flow was not told yet how it ended. Others that are over are
+        forgotten."""
         disk_id = request["disk"]["disk_id"]
         run = self._runs.get(disk_id)
         if run is None:

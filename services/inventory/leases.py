@@ -20,6 +20,7 @@ from services.inventory.scene import Scene
 
 Ask = dict[str, Any]
 Plugged = list[tuple[tables.Disk, tables.StorageDomain]]
+START_FIRST = 20.0  # seconds after a refused start in which no merge begins; one that runs goes on
 NOWHERE = "/"  # the path of a domain that is gone: the agent knows where it was
 
 
@@ -42,15 +43,26 @@ def wanted(session: Session, vm: tables.Vm, plugged: Plugged) -> bool:
 
 
 def of_writer(scene: Scene, ask: Ask) -> Ask:
-    """contracts.inventory.VmLease. Chosen and kept as by a start, so that both take the same one."""
+    """contracts.inventory.VmLease. Chosen and kept as by a start, so that both take the same one. Raises VmWrongState
+    unless the VM is down: one that is paused holds no lease, so that a free one proves nothing."""
     move(scene, ask["id"])
 
-    def choose(session: Session) -> Ask | None:
+    def choose(session: Session) -> Ask:
         vm = store.hold(session, tables.Vm, ask["id"])
+        if vm.state != "down":
+            raise errors.VmWrongState(vm_id=vm.id, state=vm.state, action="writing its disks", needs="down")
         plugged = store.with_domains(session, store.hold_disks(session, vm.id))
-        return for_start(session, vm, ask["host_id"], plugged)
+        return {"lease": for_start(session, vm, ask["host_id"], plugged), "wait": _start_first(scene, vm)}
 
-    return {"lease": scene.write(choose)}
+    return scene.write(choose)
+
+
+def _start_first(scene: Scene, vm: tables.Vm) -> float:
+    """Seconds: one merge follows the other, and a start would find no moment between them."""
+    if not vm.reason or vm.asked_until is None:  # it is down because somebody wanted it, or was never started
+        return 0.0
+    since = (scene.now() - vm.asked_until).total_seconds()
+    return max(0.0, START_FIRST - since) if since >= 0 else START_FIRST
 
 
 def for_start(session: Session, vm: tables.Vm, host_id: str, plugged: Plugged) -> Ask | None:

@@ -25,6 +25,7 @@ from services.snapshots.store_jobs import MergeRow
 
 NAME = "merge"
 PIVOTS = 3  # refused pivots before the merge is cancelled
+HELD_SECONDS = 3.0  # between two asks for a lease that is held: another disk of the VM is merged perhaps, for an hour
 # Answers to `start_commit` after which nothing was copied: what they name was in the chain before any ask, and the
 # agent looks for it before it asks QEMU. No others: a HypervisorRefused is libvirt's word, ForeignJob and ChainDiffers
 # say that somebody else works on the volumes, and what passes (storage, VM) may follow a job that had begun.
@@ -93,7 +94,7 @@ class Merge:
             if facts.qemu.job is not None:
                 watch_pace(self.desk, flow, row, job.left)
             self._progress(flow, job.cur, job.end, force=verdict.do is Do.GO_ON)
-        return _look_of(row, verdict)
+        return _look_of(row, verdict) if verdict.do is not Do.ASK else _look_to_ask(self.desk, flow, facts)
 
     def commit(self, flow: Flow) -> None:
         row, facts = self._look(flow)
@@ -133,7 +134,11 @@ class Merge:
         if facts.offline is not None:
             watch_space(self.desk, flow, row, facts)
             self._progress(flow, facts.offline.cur, facts.offline.end, force=False)
-        return _look_of(row, chain.pivot(row.plan, facts))
+        verdict = chain.pivot(row.plan, facts)
+        if facts.qemu.state == "absent" and verdict.do in (Do.WAIT, Do.ASK) and flow.row.cancel_by is not None:
+            # it may be turned back: no pivot is under way, and what is done when the copy is cancelled is seen then
+            raise Failed(errors.Cancelled(user=flow.row.cancel_by))
+        return _look_of(row, verdict) if verdict.do is not Do.ASK else _look_to_ask(self.desk, flow, facts)
 
     def pivot(self, flow: Flow) -> None:
         row, facts = self._look(flow)
@@ -251,11 +256,29 @@ def ask_offline(desk: Desk, flow: Flow, row: MergeRow) -> None:
     """The VM is down. Its lease keeps it from being started meanwhile, on any host; not for longer than this takes."""
     if flow.data.get("started"):  # a live job went with its QEMU: that is no failure
         flow.save(started=False)
-    with peers.patient(peers.TURNED):
-        lease = desk.peers.vm_lease(row.vm_id, row.host_id, "its snapshots are merged")
-    request = {**_merge_ask(flow, row), "bandwidth": row.bandwidth, "lease": lease}
-    with counted(flow), peers.patient(peers.TURNED):
-        desk.peers.ask(row.host_id, hostagent.merge_offline, request)
+    with peers.patient(peers.TURNED), _held(desk, flow):
+        lease, wait = desk.peers.vm_lease(row.vm_id, row.host_id, "its snapshots are merged")
+        if wait:
+            raise errors.LeaseHeld(vm_id=row.vm_id, holder="nobody; a start was asked for, and goes first")
+        request = {**_merge_ask(flow, row), "bandwidth": row.bandwidth, "lease": lease}
+        with counted(flow):
+            desk.peers.ask(row.host_id, hostagent.merge_offline, request)
+
+
+@contextlib.contextmanager
+def _held(desk: Desk, flow: Flow) -> Iterator[None]:
+    """Write down that the lease was not free: each ask for it costs the host a process."""
+    try:
+        yield
+    except errors.LeaseHeld:
+        flow.save(held_until=desk.now().timestamp() + HELD_SECONDS)
+        raise
+
+
+def _look_to_ask(desk: Desk, flow: Flow, facts: DiskFacts) -> Look:
+    """What is not done may be asked for now, or in a moment."""
+    waits = facts.qemu.state == "absent" and desk.now().timestamp() < float(flow.data.get("held_until") or 0)
+    return Look.RUNNING if waits else Look.ASK
 
 
 def follow(desk: Desk, flow: Flow, row: MergeRow, *, silent: bool) -> MergeRow | None:

@@ -68,13 +68,13 @@ class Peers:
     def vm(self, vm_id: str) -> dict[str, Any]:
         return self._client.call(inventory.get_vm, {"id": vm_id})
 
-    def vm_lease(self, vm_id: str, host_id: str, action: str) -> dict[str, Any]:
-        """contracts.hostagent.Lockspace of the lease under which this host may write the disks of a VM that is down.
-        Raises NoLease, LeaseHeld."""
-        lease = self._client.call(inventory.vm_lease, {"id": vm_id, "host_id": host_id})["lease"]
-        if lease is None:
+    def vm_lease(self, vm_id: str, host_id: str, action: str) -> tuple[dict[str, Any], float]:
+        """contracts.hostagent.Lockspace of the lease under which this host may write the disks of a VM that is down,
+        and for how many seconds a start goes first. Raises NoLease, LeaseHeld, VmWrongState."""
+        told = self._client.call(inventory.vm_lease, {"id": vm_id, "host_id": host_id})
+        if told["lease"] is None:
             raise errors.NoLease(vm_id=vm_id, action=action)
-        return dict(lease)
+        return dict(told["lease"]), float(told["wait"])
 
     def disk(self, disk_id: str) -> dict[str, Any]:
         return self._client.call(inventory.get_disk, {"id": disk_id})

@@ -29,7 +29,7 @@ def new() -> str:
 
 # budget: one object is what every test of the service speaks through
 class Site:
-    """One data center, cluster and storage domain. Change `vms`, `domain`, `hosts`, `leases` while it runs."""
+    """One data center, cluster and domain. Change `vms`, `domain`, `hosts`, `leases`, `start_first` while it runs."""
 
     def __init__(self, bus: Bus) -> None:
         self.bus = bus
@@ -39,7 +39,7 @@ class Site:
         self.vms: dict[str, Facts] = {}
         self.disks: dict[str, Facts] = {}
         self.domain = self._domain()
-        self.leases = True
+        self.leases, self.start_first = True, 0.0
         self.process: Process | None = None
         self._play_inventory()
 
@@ -224,13 +224,17 @@ class Site:
             inventory.list_disks: lambda ask: {**rows, "items": list(self.disks.values())},
             inventory.list_clusters: lambda ask: {**rows, "items": [self._cluster()]},
             inventory.list_hosts: lambda ask: {**rows, "items": list(self.hosts.values())},
-            inventory.vm_lease: lambda _: {"lease": self._lease()},
+            inventory.vm_lease: self._lease_of,
         }
         for promise, answer in answers.items():
             self.bus.answer(promise, answer)
 
-    def _lease(self) -> Facts | None:
-        return {"domain": self.ref(), "sanlock_id": 1, "io_timeout": 1} if self.leases else None
+    def _lease_of(self, ask: Facts) -> Facts:
+        state = self.vms[ask["id"]]["state"]
+        if state != "down":
+            raise errors.VmWrongState(vm_id=ask["id"], state=state, action="writing its disks", needs="down")
+        lease = {"domain": self.ref(), "sanlock_id": 1, "io_timeout": 1} if self.leases else None
+        return {"lease": lease, "wait": self.start_first}
 
     def _cluster(self) -> Facts:
         return {**_versioned(self.cluster_id, "cluster"), "data_center_id": self.data_center_id, "description": ""}

@@ -127,3 +127,39 @@ def test_without_a_lease_a_vm_that_stops_while_it_copies_undoes_the_merge(site: 
     assert (ended["state"], ended["reason"]["code"]) == ("undone", "no_lease")
     assert site.call(snapshots.get_snapshot, id=snapshot)["restorable"] is False
     assert site.agrees(host, vm)
+
+
+def test_a_start_that_was_refused_goes_first(site: Site, host: FakeAgent) -> None:
+    vm, taken = _down(site, host)
+    site.start_first = 20.0
+    removal = site.remove(taken[0])
+    site.until(lambda: site.merges(removal["id"])[0]["step"] == "commit", "its turn")
+    site.start(host, vm)
+    assert site.end_of(removal)["state"] == "done"
+    assert not host.asked("merge_offline")
+    assert host.asked("start_commit")
+
+
+def test_the_disks_of_a_vm_follow_each_other(site: Site, host: FakeAgent) -> None:
+    """They are written under the one lease."""
+    vm = site.vm(host, disks=2)
+    snapshot = site.taken(vm)
+    site.stop(host, vm)
+    assert site.end_of(site.remove(snapshot))["state"] == "done"
+    assert site.agrees(host, vm)
+    assert len(host.asked("merge_offline")) < 10
+
+
+def test_a_copy_in_place_of_the_pivot_can_be_cancelled(site: Site, host: FakeAgent) -> None:
+    vm = site.vm(host)
+    snapshot = site.taken(vm)
+    host.fail("pivot", errors.HypervisorAway(host_id=host.host_id, reason="away"), times=99)
+    removal = site.remove(snapshot)
+    site.until(lambda: host.asked("pivot"), "the ask for the pivot")
+    host.world.job_rate = 0
+    site.stop(host, vm)
+    site.until(lambda: host.world.offline, "the copy")
+    site.call(snapshots.cancel_job, id=removal["id"])
+    assert site.end_of(removal)["state"] == "undone"
+    assert not host.world.offline
+    assert site.agrees(host, vm)

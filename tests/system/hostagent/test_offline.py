@@ -53,14 +53,13 @@ class OfflineVm(LeasedVm):
         return marked and below == request["base_id"]
 
     def finish_offline(self, request: dict[str, Any]) -> None:
-        """As a flow does: ask until it is merged; record and discard."""
+        """As a flow does: ask until it is merged; record and discard. A writer that was killed may have left the lease
+        to its qemu-img for a moment."""
 
         def merged() -> bool:
             if self.job() is None and not self.is_merged(request):
-                try:
+                with contextlib.suppress(errors.LeaseHeld):
                     self.begin(request)
-                except (errors.LeaseHeld, errors.JobFailed):
-                    return False
             return self.is_merged(request)
 
         wait.until("the merge", merged, 60, every=0.2)
@@ -176,17 +175,17 @@ def test_a_start_is_refused_while_it_copies_and_goes_through_after_a_cancel(agen
     vm.sound()
 
 
-@pytest.mark.parametrize("layers", [1, 3])
+OF_A_LEAF = (
+    *("offline.before_copy", "offline.after_copy", "offline.after_mark", "offline.after_record"),
+    *("volume.record.after_top", "volume.record.after_base"),
+)
+
+
 @pytest.mark.parametrize(
-    "point",
-    [
-        *("offline.before_copy", "offline.after_copy", "offline.after_mark", "offline.after_record"),
-        *("volume.record.after_top", "volume.record.after_between", "volume.record.after_base"),
-    ],
+    ("point", "layers"),
+    [*((point, layers) for point in OF_A_LEAF for layers in (1, 3)), ("volume.record.after_between", 3)],
 )
 def test_a_writer_that_dies_is_finished_by_the_next_ask(vm: OfflineVm, point: str, layers: int) -> None:
-    if layers == 1 and "between" in point:
-        pytest.skip("nothing lies between")
     request = vm.offline(3 - layers, layers)
     vm.agent.crash_at(point)
     with pytest.raises(errors.JobFailed, match="its writer ended with -9"):
