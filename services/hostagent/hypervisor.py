@@ -26,6 +26,7 @@ from services.hostagent.look import Eyes
 from services.hostagent.mender import Mender
 from services.hostagent.monitor import Monitors
 from services.hostagent.offline import Offline
+from services.hostagent.opening import Opening
 from services.hostagent.pivot import Pivot
 from services.hostagent.place import Place
 from services.hostagent.quiesce import Quiesce
@@ -65,7 +66,7 @@ class Hypervisor:
         self._census = Census(place, self._virt, self._vms, leasing)
         self._mender = Mender(parts, self._vms)
         self._lanes = {name: ThreadPoolExecutor(size, thread_name_prefix=name) for name, size in LANES.items()}
-        record, self._copies = Record(parts), Copies(parts)
+        record, self._copies, self._opening = Record(parts), Copies(parts), Opening(parts)
         self._offline = Offline(parts, self.server.tell)
         commit = Commit(parts, self._jobs, record, self._offline)
         self._calls = self._table(commit, Storing(parts, record, self._copies))
@@ -167,6 +168,7 @@ class Hypervisor:
         _log.info("connected to libvirt")
         self._mender.wake()
         self._lanes["beat"].submit(self._quiesce.thaw_left_over)
+        self._lanes["watch"].submit(self._opening.finish)
 
     def _vm_news(self, vm_id: str) -> None:
         self._still.give_way()  # a pause of ours is no news: once it is over the VM is as it was

@@ -7,6 +7,7 @@
     repairs  {"libvirtd": vm id}  libvirtd is stopped, and ours to start again
     lockspaces  {domain id: {...}}  lockspaces that this host joins
     leased   {vm id: {...}}       VMs that were started with a lease
+    starts   {vm id: [...]}       what a VM with a lease opened at its start, until that was looked at again
 
 A write is on the disk when the method returns. Thread-safe.
 """
@@ -21,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("claims", "jobs", "pauses", "freezes", "repairs", "lockspaces", "leased")
+SECTIONS = ("claims", "jobs", "pauses", "freezes", "repairs", "lockspaces", "leased", "starts")
 
 
 class Journal:

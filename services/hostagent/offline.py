@@ -153,6 +153,8 @@ class Offline:
         offset = self._parts.leasing.offset_for_writer(request["vm_id"], lease)
         order = {
             "vm": request["vm_id"],
+            "space": lease["domain"],
+            "offset": offset,
             "domain": request["disk"]["domain"],
             "image": request["disk"]["disk_id"],
             "base": request["base_id"],

@@ -27,7 +27,7 @@ from typing import Any, TypeVar
 
 from chassis import crash
 from contracts import errors
-from services.hostagent import chain, domain, files, layout, merging, process, scan, under_lease, volume
+from services.hostagent import chain, domain, files, layout, merging, process, sanlocks, scan, under_lease, volume
 
 LOOK = 0.2  # seconds between two looks whether the agent still lives
 TELL = 0.5  # seconds between two lines of progress
@@ -39,7 +39,9 @@ _PR_SET_PDEATHSIG = 1
 _QEMU_FORMAT = {"cow": "qcow2", "raw": "raw"}
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
-Order = dict[str, Any]  # vm, domain, image, base, top, child, between, bandwidth, agent (its pid)
+Order = dict[
+    str, Any
+]  # vm, space and offset of its lease, domain, image, base, top, child, between, bandwidth, agent (its pid)
 Volumes = dict[str, chain.Volume]
 Told = TypeVar("Told")
 
@@ -50,6 +52,7 @@ def merge(order: Order) -> None:
     base, top, child, between = order["base"], order["top"], order["child"], order["between"]
     if process.find(order["vm"]) is not None:  # it came up before the lease was ours; paused, it holds none
         raise errors.VmWrongState(vm_id=order["vm"], state="running", action="an offline merge", needs="down")
+    _refuse_dropped(order)
     merging.put_back(order["domain"], image)
     with files.guard("merge_offline", place.image(image), place.id), files.image_lock(place, image):
         volumes = {v.id: v for v in volume.read_image(place, image)}
@@ -64,6 +67,13 @@ def merge(order: Order) -> None:
         record = {"image": image, "base": base, "top": top, "child": child, "between": between}
         merging.record_merge(order["domain"], **record, concluded=True)
         crash.point("offline.after_record")
+
+
+def _refuse_dropped(order: Order) -> None:
+    """A lease that was dropped before we took it is one that no start will ask for."""
+    if sanlocks.find(order["space"], order["vm"])["offset"] != order["offset"]:
+        reason = "it was dropped meanwhile"
+        raise errors.LeaseFailed(vm_id=order["vm"], domain_id=order["space"]["id"], action="taken", reason=reason)
 
 
 def _switch(place: layout.Place, order: Order, base: chain.Volume) -> None:
@@ -182,7 +192,7 @@ def _follow(running: subprocess.Popen[bytes], agent: int, lease: int | None, end
                 _say({"cur": int(end * float(found[-1]) / 100), "end": end})
         if os.getppid() != agent or _hung_up(lease):
             running.kill()
-            raise SystemExit("the agent is gone, or sanlock")
+            raise SystemExit("the agent is gone" if os.getppid() != agent else "sanlock is gone")
     running.wait()
     return said.decode("utf-8", "replace").strip()
 
@@ -218,6 +228,9 @@ def main() -> None:
         _say({"ok": {}})
     except errors.Problem as problem:
         _say({"error": problem.to_wire()})
+    except (Exception, SystemExit) as fault:
+        _say({"error": errors.JobFailed(disk_id=order["image"], reason=f"{type(fault).__name__}: {fault}").to_wire()})
+        raise
 
 
 if __name__ == "__main__":

@@ -11,6 +11,7 @@ import libvirt
 from chassis import crash
 from contracts import errors
 from services.hostagent import accelerator, domainxml, layout, monitor, process, views
+from services.hostagent.opening import Opening
 from services.hostagent.record import Record
 from services.hostagent.virt import NoDomain
 from services.hostagent.work import Parts
@@ -25,7 +26,7 @@ class Vms:
         self._parts = parts
         self._place, self._eyes, self._virt = parts.place, parts.eyes, parts.virt
         self._monitors, self._storage = parts.monitors, parts.storage
-        self._record = Record(parts)
+        self._record, self._opening = Record(parts), Opening(parts)
 
     def look(self, vm_id: str, life: str | None = None) -> Facts:
         """`life`: libvirt's word where the caller has it already."""
@@ -56,37 +57,15 @@ class Vms:
             with self._parts.leasing.starting(vm_id, spec.get("lease")) as lease:
                 for disk in spec["disks"]:
                     self._record.put_back(disk["disk"])  # a VM never starts on a chain that was not recorded
-                chains = self._chains(spec)
+                if lease is not None:
+                    self._opening.note(spec)
                 xml = self._build(spec, lease)
                 crash.point("start.before_ask")
                 self._virt.launch(vm_id, xml)
                 crash.point("start.after_settled")
             if lease is not None:
-                self._refuse_merged(vm_id, spec, chains)
+                self._opening.check(vm_id)
         return self.look(vm_id)
-
-    def _chains(self, spec: dict[str, Any]) -> dict[str, tuple[str, ...]]:
-        """By disk: what a QEMU that is started now opens, leaf first."""
-        return {disk["disk"]["disk_id"]: self._chain(disk["disk"]) for disk in spec["disks"]}
-
-    def _chain(self, disk: dict[str, Any]) -> tuple[str, ...]:
-        view = self._storage.volumes(disk["domain"], disk["disk_id"])
-        below = {volume["volume_id"]: volume["backing_id"] for volume in view["volumes"]}
-        found: list[str] = []
-        at: str | None = self._storage.leaf_of(view)
-        while at in below and at not in found:
-            found.append(str(at))
-            at = below[str(at)]
-        return tuple(found)
-
-    def _refuse_merged(self, vm_id: str, spec: dict[str, Any], before: dict[str, tuple[str, ...]]) -> None:
-        """QEMU opened its files before libvirt took the lease: a merge that another host ended in that moment would
-        leave it on volumes that are dropped. With the lease held nothing changes any more, so this look is the last."""
-        for disk_id, chain in self._chains(spec).items():
-            if chain != before[disk_id]:
-                reason = "a merge ended on another host while the VM was being started"
-                self._parts.leasing.destroy(vm_id, reason)
-                raise errors.ChainDiffers(disk_id=disk_id, reason=f"{reason}; start it again")
 
     def shut_down(self, vm_id: str) -> Facts:
         facts = self._settled(vm_id)

@@ -40,7 +40,14 @@ class Written(Disk):
         top = base + layers
         ends = {"base": volumes[base], "top": volumes[top], "between": volumes[base + 1 : top][::-1]}
         child = volumes[top + 1] if top + 1 < len(volumes) else None
-        known = {"vm": self.ids.vm, "domain": self.domain, "image": self.image, "bandwidth": 0}
+        known = {
+            "vm": self.ids.vm,
+            "space": self.domain,
+            "domain": self.domain,
+            "image": self.image,
+            "bandwidth": 0,
+            "offset": None,
+        }
         return {**known, **ends, "child": child, "agent": os.getppid()}
 
     def chain_ids(self) -> list[str]:
