@@ -166,6 +166,7 @@ class Progress(TypedDict):
     end: int
     rate: int
     behind: bool
+    offline: bool
 
 
 class Reason(TypedDict):

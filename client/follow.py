@@ -115,6 +115,8 @@ def said(job: dict[str, Any] | facts.Job | facts.Merge) -> str:
         parts.append(f"{units.human(progress['cur'])} of {units.human(progress['end'])}")
         if progress["rate"]:
             parts.append(units.rate(progress["rate"]))
+    if progress.get("offline"):
+        parts.append("the VM is down and does not start before it has ended")
     if progress.get("behind"):
         parts.append("the guest writes as fast as it is copied")
     return ", ".join(parts)

@@ -33,12 +33,14 @@ class Reason(f.Fact):
 
 class Progress(f.Fact):
     """Bytes done and to do, bytes per second; `end` 0 while unknown. `behind`: the copy does not get nearer to its end,
-    the guest writes at least as fast as its limit or the storage lets it copy."""
+    the guest writes at least as fast as its limit or the storage lets it copy. `offline`: the VM is down, a host
+    copies, and it does not start before that has ended."""
 
     cur = f.size()
     end = f.size()
     rate = f.size()
     behind = f.flag(load_default=False)
+    offline = f.flag(load_default=False)
 
 
 class JobStep(f.Fact):

@@ -68,7 +68,8 @@ def merge_view(merge: MergeRow, row: JobRow, snapshot_ids: list[str]) -> dict[st
 
 def progress_of(row: JobRow) -> dict[str, int | bool]:
     goes_on = row.state == "running"
-    return {"cur": row.cur, "end": row.end, "rate": row.rate if goes_on else 0, "behind": row.behind and goes_on}
+    said = {"behind": row.behind and goes_on, "offline": row.offline and goes_on}
+    return {"cur": row.cur, "end": row.end, "rate": row.rate if goes_on else 0, **said}
 
 
 def _steps(row: JobRow) -> list[dict[str, str]]:
@@ -147,7 +148,7 @@ def moved(session: Session, row: FlowRow, now: datetime.datetime, **more: Any) -
         "reason": row.reason,
         "action": row.action,
         "cancelling": row.cancel_by is not None,
-        "behind": False,  # that is said of a copy while it runs
+        **{"behind": False, "offline": False},  # that is said of a copy while it runs
         **ended,
         **more,
     }
@@ -157,17 +158,28 @@ def moved(session: Session, row: FlowRow, now: datetime.datetime, **more: Any) -
 
 
 def progress(
-    session: Session, job_id: str, now: datetime.datetime, *, cur: int, end: int, rate: int | None, force: bool = False
+    session: Session,
+    job_id: str,
+    now: datetime.datetime,
+    *,
+    cur: int,
+    end: int,
+    rate: int | None,
+    force: bool = False,
+    offline: bool | None = None,
 ) -> None:
-    """Show how far a merge is, at most once a second unless forced. `rate` None: from the last time it was told."""
+    """Show how far a merge is, at most once a second unless forced. `rate` None: from the last time it was told;
+    `offline` None: as it was."""
     row = store.job(session, job_id)
+    turned = offline not in (None, row.offline)
+    force, offline = force or turned, row.offline if offline is None else offline
     since = EVERY if row.told_at is None else (now - row.told_at).total_seconds()
     still = (row.cur, row.end) == (cur, end) and rate in (None, row.rate)
-    if not row.open or still or (since < EVERY * 0.9 and not force):
+    if not row.open or (still and not turned) or (since < EVERY * 0.9 and not force):
         return
     if rate is None:
         rate = max(0, int((cur - row.cur) / since)) if row.told_at and since > 0 else 0
-    tell(session, store.change(session, job_id, cur=cur, end=end, rate=rate, told_at=now))
+    tell(session, store.change(session, job_id, cur=cur, end=end, rate=rate, offline=offline, told_at=now))
     store.change_merge(session, job_id, bytes_merged=max(store.merge(session, job_id).bytes_merged, cur))
     if row.parent_id is not None:
         sum_up(session, row.parent_id, now, force=force)
@@ -204,4 +216,8 @@ def sums(parts: list[JobRow]) -> dict[str, int | bool]:
     """The progress of a removal."""
     busy = [part for part in parts if part.state == "running"]
     sizes = {"cur": sum(part.cur for part in parts), "end": sum(part.end for part in parts)}
-    return {**sizes, "rate": sum(part.rate for part in busy), "behind": any(part.behind for part in busy)}
+    return {**sizes, "rate": sum(part.rate for part in busy), **_said(busy)}
+
+
+def _said(busy: list[JobRow]) -> dict[str, bool]:
+    return {"behind": any(part.behind for part in busy), "offline": any(part.offline for part in busy)}

@@ -19,7 +19,7 @@ from contracts import errors, hostagent
 from services.snapshots import chain, jobs, pace, peers, removal, store, store_jobs, store_removals
 from services.snapshots.chain import Do, Verdict
 from services.snapshots.desk import Desk
-from services.snapshots.facts import DiskFacts
+from services.snapshots.facts import DiskFacts, Job
 from services.snapshots.pace import Pace
 from services.snapshots.store_jobs import MergeRow
 
@@ -93,7 +93,7 @@ class Merge:
             watch_space(self.desk, flow, row, facts)
             if facts.qemu.job is not None:
                 watch_pace(self.desk, flow, row, job.left)
-            self._progress(flow, job.cur, job.end, force=verdict.do is Do.GO_ON)
+            self._progress(flow, job, force=verdict.do is Do.GO_ON)
         return _look_of(row, verdict) if verdict.do is not Do.ASK else _look_to_ask(self.desk, flow, facts)
 
     def commit(self, flow: Flow) -> None:
@@ -133,7 +133,7 @@ class Merge:
         row, facts = self._look(flow)
         if facts.offline is not None:
             watch_space(self.desk, flow, row, facts)
-            self._progress(flow, facts.offline.cur, facts.offline.end, force=False)
+            self._progress(flow, facts.offline, force=False)
         verdict = chain.pivot(row.plan, facts)
         if facts.qemu.state == "absent" and verdict.do in (Do.WAIT, Do.ASK) and flow.row.cancel_by is not None:
             # it may be turned back: no pivot is under way, and what is done when the copy is cancelled is seen then
@@ -229,9 +229,10 @@ class Merge:
     def _look(self, flow: Flow) -> tuple[MergeRow, DiskFacts]:
         return look(self.desk, flow, self._row(flow))
 
-    def _progress(self, flow: Flow, cur: int, end: int, *, force: bool) -> None:
+    def _progress(self, flow: Flow, job: Job, *, force: bool) -> None:
+        now, offline = self.desk.now(), job.type == "offline"
         with flow.write() as session:
-            jobs.progress(session, flow.id, self.desk.now(), cur=cur, end=end, rate=None, force=force)
+            jobs.progress(session, flow.id, now, cur=job.cur, end=job.end, rate=None, force=force, offline=offline)
 
 
 def look(desk: Desk, flow: Flow, row: MergeRow) -> tuple[MergeRow, DiskFacts]:

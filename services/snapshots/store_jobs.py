@@ -23,7 +23,7 @@ BUSY = ("running", "undoing")
 @dataclass(frozen=True)
 class JobRow:
     """A flow as users see it. `past`: beyond its point of no return. `behind`: its copy does not get nearer to its end.
-    `told_at`: when its progress was last told."""
+    `offline`: the VM is down while it is copied. `told_at`: when its progress was last told."""
 
     id: str
     kind: str
@@ -42,6 +42,7 @@ class JobRow:
     end: int
     rate: int
     behind: bool
+    offline: bool
     reason: dict[str, Any] | None
     action: str | None
     result: dict[str, Any] | None

@@ -94,6 +94,7 @@ jobs = sa.Table(
     sa.Column("end", _BYTES, nullable=False),
     sa.Column("rate", _BYTES, nullable=False),
     sa.Column("behind", sa.Boolean, nullable=False, server_default=sa.false()),
+    sa.Column("offline", sa.Boolean, nullable=False, server_default=sa.false()),
     sa.Column("reason", sa.JSON(none_as_null=True)),
     sa.Column("action", sa.Text),
     sa.Column("result", sa.JSON(none_as_null=True)),

@@ -34,7 +34,13 @@ def planned(desk: Desk, job_id: str, draft: Draft) -> Told:
     return {
         **{"id": job_id, "state": "planned", "description": draft.description, "user": jobs.user()},
         "snapshot_count": len({one.snapshot_id for one in draft.wanted}),
-        "progress": {"cur": 0, "end": sum(one.plan.copy for one in draft.merges), "rate": 0, "behind": False},
+        "progress": {
+            "cur": 0,
+            "end": sum(one.plan.copy for one in draft.merges),
+            "rate": 0,
+            "behind": False,
+            "offline": False,
+        },
         **dict.fromkeys(("reason", "action", "created_at", "finished_at")),
         "cancellable": False,
         "items": items,

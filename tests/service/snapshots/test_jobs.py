@@ -37,7 +37,7 @@ def test_progress_is_told_with_sums_and_ends_with_numbers(site: Site, host: Fake
     site.until(lambda: site.job(removal["id"])["progress"]["end"] == 128 * MIB, "both copies")
     host.world.job_rate = 8 * MIB
     done = site.end_of(removal)
-    assert done["progress"] == {"cur": 128 * MIB, "end": 128 * MIB, "rate": 0, "behind": False}
+    assert done["progress"] == {"cur": 128 * MIB, "end": 128 * MIB, "rate": 0, "behind": False, "offline": False}
     assert done["result"]["bytes_merged"] == 128 * MIB
     assert [item["state"] for item in done["result"]["items"]] == ["done", "done"]
     merges = finished.wait(2)

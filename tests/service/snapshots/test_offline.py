@@ -46,8 +46,10 @@ def test_a_cancel_ends_the_copy(site: Site, host: FakeAgent) -> None:
     host.world.job_rate = 0
     removal = site.remove(taken[0])
     site.until(lambda: host.world.offline, "the copy")
+    site.until(lambda: site.job(removal["id"])["progress"]["offline"], "its progress to say so")
     site.call(snapshots.cancel_job, id=removal["id"])
-    assert site.end_of(removal)["state"] == "undone"
+    ended = site.end_of(removal)
+    assert (ended["state"], ended["progress"]["offline"]) == ("undone", False)
     assert not host.world.offline
     assert site.agrees(host, vm)
 

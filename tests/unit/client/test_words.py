@@ -93,8 +93,13 @@ def test_exit_codes_are_documented() -> None:
 
 
 def test_a_merge_that_never_ends_by_itself_says_what_to_do() -> None:
-    progress = {"cur": 1, "end": 2**30, "rate": 0, "behind": True}
+    progress = {"cur": 1, "end": 2**30, "rate": 0, "behind": True, "offline": False}
     job: dict[str, Any] = {"id": ID, "state": "running", "step": "commit", "progress": progress}
     assert "the guest writes as fast as it is copied" in follow.said(job)
     assert f"drystone job limit {ID} 0" in follow.way_out(job)
     assert follow.way_out({**job, "progress": {**progress, "behind": False}}) == ""
+
+
+def test_a_merge_of_a_vm_that_is_down_says_that_it_does_not_start() -> None:
+    progress = {"cur": 1, "end": 2**30, "rate": 0, "behind": False, "offline": True}
+    assert "does not start" in follow.said({"state": "running", "step": "commit", "progress": progress})
