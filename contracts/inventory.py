@@ -542,7 +542,7 @@ vm_lease = Rpc(
     "vm_lease",
     AskLease,
     VmLease,
-    (errors.NotFound, errors.NoHost, errors.LeaseHeld, errors.VmWrongState),
+    (*_HOST, errors.NotFound, errors.VmWrongState, *hostagent.drop_lease.errors),
     deadline=40,
 )
 start_vm = Rpc(OWNER, "start_vm", StartVm, Vm, _POWER, deadline=70)

@@ -359,7 +359,6 @@ _START = (
     errors.StorageFailed,
     errors.LimitExceeded,
     errors.NoLease,
-    errors.LeaseHeld,
 )
 
 create_snapshot = Rpc(OWNER, "create_snapshot", CreateSnapshot, Job, _START, deadline=30)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
+from chassis import logs
 from contracts import errors
 from services.snapshots import peers, store, store_jobs
 from services.snapshots.desk import Desk
@@ -17,6 +18,7 @@ from services.snapshots.planning import Seen, Wanted
 
 ACTION = "removing a snapshot"
 Found = dict[str, Any]  # by id: what was told, or the Problem
+_log = logs.get("snapshots")
 
 
 def look(desk: Desk, wanted: Sequence[Wanted]) -> dict[str, Seen | errors.Problem]:
@@ -87,7 +89,7 @@ def _seen(
 
 def host_of(desk: Desk, vm: Mapping[str, Any]) -> str:
     """The host on which the VM's QEMU lives; of a VM that is down one that can take its lease. Raises VmWrongState,
-    VmUnsure, HostNotUp, NoHost, NoLease, LeaseHeld."""
+    VmUnsure, HostNotUp, NoHost, NoLease."""
     if vm["state"] in ("running", "paused") and vm["host_id"]:
         return str(vm["host_id"])
     refuse_between(vm, ACTION, "running or down")
@@ -96,7 +98,12 @@ def host_of(desk: Desk, vm: Mapping[str, Any]) -> str:
     host_id = next(iter(desk.peers.hosts_up(vm)), None)
     if host_id is None:
         raise errors.NoHost(kind="data center", id=vm["data_center_id"], reason="none is up")
-    desk.peers.vm_lease(vm["id"], host_id, "its snapshots are merged")
+    try:
+        desk.peers.vm_lease(vm["id"], host_id, "its snapshots are merged")
+    except errors.NoLease:
+        raise
+    except errors.Problem as problem:  # the merge waits for what passes
+        _log.info(f"the lease of a VM that is down is not to be had now: {problem}", vm_id=vm["id"])
     return host_id
 
 

@@ -16,11 +16,10 @@ from sqlalchemy.orm import Session
 from chassis import logs
 from chassis.steps import DONE, STUCK, UNDONE, Failed, Flow, FlowKind, FlowRow, GoOn, Look, Step, Unknown
 from contracts import errors, hostagent
-from services.snapshots import chain, jobs, pace, peers, removal, store, store_jobs, store_removals
+from services.snapshots import chain, jobs, peers, removal, store, store_jobs, store_removals, watch
 from services.snapshots.chain import Do, Verdict
 from services.snapshots.desk import Desk
 from services.snapshots.facts import DiskFacts, Job
-from services.snapshots.pace import Pace
 from services.snapshots.store_jobs import MergeRow
 
 NAME = "merge"
@@ -90,9 +89,9 @@ class Merge:
         if verdict.do in (Do.WAIT, Do.GO_ON) and job is not None:
             if not started and facts.qemu.job is not None:  # adopted: from now on a job that is gone has failed
                 flow.save(started=True)
-            watch_space(self.desk, flow, row, facts)
+            watch.space(self.desk, flow, row, facts)
             if facts.qemu.job is not None:
-                watch_pace(self.desk, flow, row, job.left)
+                watch.speed(self.desk, flow, row, job.left)
             self._progress(flow, job, force=verdict.do is Do.GO_ON)
         return _look_of(row, verdict) if verdict.do is not Do.ASK else _look_to_ask(self.desk, flow, facts)
 
@@ -132,7 +131,7 @@ class Merge:
             return Look.SETTLED
         row, facts = self._look(flow)
         if facts.offline is not None:
-            watch_space(self.desk, flow, row, facts)
+            watch.space(self.desk, flow, row, facts)
             self._progress(flow, facts.offline, force=False)
         verdict = chain.pivot(row.plan, facts)
         if facts.qemu.state == "absent" and verdict.do in (Do.WAIT, Do.ASK) and flow.row.cancel_by is not None:
@@ -294,33 +293,6 @@ def follow(desk: Desk, flow: Flow, row: MergeRow, *, silent: bool) -> MergeRow |
         store_jobs.change_merge(session, flow.id, host_id=host_id)
     _log.info(f"merge of {row.disk_id}: goes on at host {host_id}", flow_id=flow.id)
     return dataclasses.replace(row, host_id=host_id)
-
-
-def watch_space(desk: Desk, flow: Flow, row: MergeRow, facts: DiskFacts) -> None:
-    """Stop the copy before the reserve is touched: a commit does not pause on a full disk, it fails, and then every
-    guest on the domain pauses. Raises Failed."""
-    with desk.db.read() as session:
-        rate = store_jobs.job(session, flow.id).rate
-    problem = chain.filling(row.plan, row.domain_id, facts, rate, row.reserve)
-    if problem is not None:
-        raise Failed(problem)
-
-
-def watch_pace(desk: Desk, flow: Flow, row: MergeRow, left: int) -> None:
-    """Notice a guest that writes at least as fast as its disk is copied: such a merge never ends by itself."""
-    if not row.plan.active:
-        return
-    now, window = desk.now(), desk.settings.behind_seconds
-    had = Pace(**flow.data["pace"]) if flow.data.get("pace") else None
-    found = pace.judge(had, left, now.timestamp(), window, chain.GAP)
-    if found == had:
-        return
-    with flow.write() as session:
-        new = jobs.pace(session, flow.id, now, behind=found.behind)
-    flow.save(pace=dataclasses.asdict(found))
-    if new:
-        words = f"has not come nearer to its end for {window:g} s" if found.behind else "gets nearer to its end again"
-        _log.warning(f"merge of {row.disk_id}: {words}", flow_id=flow.id, left=left, bandwidth=row.bandwidth)
 
 
 @contextlib.contextmanager

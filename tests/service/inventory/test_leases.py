@@ -151,3 +151,25 @@ def test_a_data_center_without_leases_starts_vms_without_one(site: Site) -> None
     site.ask(inventory.start_vm, id=vm["id"])
     assert leases_of(agent) == [None]
     assert joined(site, agent) == []
+
+
+def test_an_offline_writer_is_told_the_lease_of_the_next_start(site: Site) -> None:
+    agent, domain, vm = site.host(), site.domain(), site.vm()
+    site.disk(domain, vm)
+    ask = {"id": vm["id"], "host_id": agent.host_id}
+    told = site.ask(inventory.vm_lease, **ask)
+    site.ask(inventory.start_vm, id=vm["id"])
+    assert told == {"lease": leases_of(agent)[0], "wait": 0.0}
+    with pytest.raises(errors.VmWrongState):
+        site.ask(inventory.vm_lease, **ask)
+    site.ask(inventory.power_off_vm, id=vm["id"])
+    assert site.ask(inventory.vm_lease, **ask) == told
+
+
+def test_after_a_refused_start_the_next_writer_waits(site: Site) -> None:
+    agent, domain, vm = site.host(), site.domain(), site.vm()
+    site.disk(domain, vm)
+    agent.world.storage.leases[vm["id"]] = 7
+    with pytest.raises(errors.LeaseHeld):
+        site.ask(inventory.start_vm, id=vm["id"])
+    assert 10 < site.ask(inventory.vm_lease, id=vm["id"], host_id=agent.host_id)["wait"] <= 20

@@ -19,6 +19,7 @@ from deploy.world import Machine, World
 MIB = 2**20
 Job = Callable[[], Mapping[str, Any]]
 ENDED = ("done", "undone", "stuck")
+WHENS = ("before_ask", "after_ask", "after_settled")
 
 
 def end_of(vm: Machine, job_id: str, seconds: float = 120) -> dict[str, Any]:

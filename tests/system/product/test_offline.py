@@ -5,53 +5,110 @@ from __future__ import annotations
 import os
 import signal
 from collections.abc import Callable
+from typing import Any
 
 import pytest
 
 from client.errors import ApiError
 from deploy.stack import wait
 from deploy.world import Machine, World
-from tests.system.product import deaths
+from tests.system.product import deaths, spoil
+from tests.system.product.conftest import furnished
 
 pytestmark = pytest.mark.lab
 VmOf = Callable[..., Machine]
 MIB = 2**20
+COPY = "offline.before_copy", "offline.after_copy"
+POINTS = [*COPY, "offline.after_mark", "offline.after_record", "volume.record.after_top", "record.after_ask"]
+INSIDE = [*COPY, "offline.after_header", "volume.record.after_top", "volume.record.after_child"]
+
+
+def down(vm: Machine, *names: str, writes: int = 256) -> list[str]:
+    """Snapshots, with something written after each, of a VM that is down then."""
+    taken = []
+    for name in names:
+        taken.append(vm.snapshot(name))
+        vm.wait_for_writes(writes)
+    vm.power_off()
+    return taken
+
+
+def slowly(vm: Machine, snapshot_id: str, bandwidth: int = MIB) -> dict[str, Any]:
+    """A removal that copies offline and does not end soon."""
+    job = vm.api.remove_snapshot(snapshot_id, bandwidth=bandwidth)
+    copies = lambda: (progress := vm.api.jobs.get(job["id"])["progress"])["offline"] and progress["cur"] > 0  # noqa: E731
+    wait.until("some progress offline", copies, 60)
+    return dict(job)
+
+
+def whole(vm: Machine, *, snapshots: int) -> None:
+    """From the storage, and for the guest, which reads back all that it ever wrote."""
+    if vm.state() != "down":
+        vm.power_off()
+    assert vm.check().ok, vm.check().summary()
+    vm.start(check=True)
+    deaths.assert_whole(vm, snapshots=snapshots)
 
 
 def test_all_snapshots_of_a_vm_that_is_down_are_merged(writing_vm: VmOf) -> None:
+    """One inside, the newest, the whole rest in one job."""
     vm = writing_vm()
-    taken = []
-    for name in ("first", "second", "third"):
-        taken.append(vm.snapshot(name))
-        vm.wait_for_writes(128)
-    vm.power_off()
+    taken = down(vm, *("first", "second", "third", "fourth", "fifth"))
     assert vm.remove(taken[1])["state"] == "done"
-    assert len(vm.chain()) == 3
-    for snapshot in (taken[2], taken[0]):
-        assert vm.remove(snapshot)["state"] == "done"
+    assert vm.remove(taken[4])["state"] == "done"
+    assert len(vm.chain()) == 4
+    removal = vm.api.remove_snapshots({"snapshots": [taken[0], taken[2], taken[3]]})
+    assert deaths.end_of(vm, removal["id"])["state"] == "done"
     assert len(vm.chain()) == len(vm.files()) == 1
-    assert vm.check().lost == vm.check().damaged == 0
-    vm.start(check=True)
-    deaths.assert_whole(vm, snapshots=0)
+    whole(vm, snapshots=0)
 
 
-def test_a_start_waits_for_the_copy_in_hand_or_for_its_cancel(writing_vm: VmOf) -> None:
+def test_the_disks_of_a_vm_are_merged_one_after_the_other(writing_vm: VmOf) -> None:
+    """Under its one lease."""
+    vm = writing_vm(disks=2)
+    (snapshot,) = down(vm, "goes")
+    assert vm.remove(snapshot)["state"] == "done"
+    assert [len(vm.files(0)), len(vm.files(1))] == [1, 1]
+    whole(vm, snapshots=0)
+
+
+def test_a_start_is_refused_while_it_copies_and_goes_through_after_a_cancel(writing_vm: VmOf) -> None:
     vm = writing_vm()
-    snapshot = vm.snapshot("slow")
-    vm.wait_for_writes(2048)
-    vm.power_off()
-    job = vm.api.remove_snapshot(snapshot, bandwidth=1 * MIB)
-    wait.until("some progress", lambda: vm.api.jobs.get(job["id"])["progress"]["cur"] > 0, 60)
+    (snapshot,) = down(vm, "goes", writes=2048)
+    job = slowly(vm, snapshot)
     with pytest.raises(ApiError, match="its disks are being written"):
         vm.api.start_vm(vm.id)
     vm.api.cancel_job(job["id"])
     assert deaths.end_of(vm, job["id"])["reason"]["code"] == "cancelled"
     vm.start(check=True)
     assert vm.remove(snapshot)["state"] == "done"
-    deaths.assert_whole(vm, snapshots=0)
+    whole(vm, snapshots=0)
 
 
-@pytest.mark.parametrize("newest", [False, True])
+def test_a_start_that_was_refused_waits_for_the_copy_in_hand_only(writing_vm: VmOf) -> None:
+    """The merges after it let it in, and go on under the VM that runs."""
+    vm = writing_vm()
+    taken = down(vm, "first", "kept", "second", writes=1024)
+    job = vm.api.remove_snapshots({"snapshots": [taken[0], taken[2]], "bandwidth": MIB})
+    first = lambda: [row["progress"]["cur"] for row in vm.api.merges.all(removal_id=job["id"])]  # noqa: E731
+    wait.until("some progress", lambda: any(first()), 60)
+
+    def started() -> bool:
+        try:
+            vm.api.start_vm(vm.id)
+        except ApiError as refused:
+            assert refused.code == "lease_held", refused
+            return False
+        return True
+
+    wait.until("the start", started, 60, every=1.0)
+    states = [row["state"] for row in vm.api.merges.all(removal_id=job["id"])]
+    assert states.count("done") < 2, states
+    assert deaths.end_of(vm, job["id"])["state"] == "done"
+    whole(vm, snapshots=1)
+
+
+@pytest.mark.parametrize("newest", [pytest.param(False, marks=pytest.mark.chaos), True])
 def test_a_merge_whose_vm_is_killed_goes_on_offline(world: World, writing_vm: VmOf, newest: bool) -> None:
     vm = writing_vm(ring_mib=64, rate_kib=0)
     snapshot = vm.snapshot("goes")
@@ -63,6 +120,101 @@ def test_a_merge_whose_vm_is_killed_goes_on_offline(world: World, writing_vm: Vm
     os.kill(world.stack.hosts["h1"].qemu_pid(f"vm-{vm.id}"), signal.SIGKILL)
     assert deaths.end_of(vm, job["id"])["state"] == "done"
     vm.wait_for_state("down")
-    assert vm.check().lost == vm.check().damaged == 0
-    vm.start(check=True)
-    deaths.assert_whole(vm, snapshots=0 if newest else 1)
+    whole(vm, snapshots=0 if newest else 1)
+
+
+@pytest.mark.chaos
+def test_a_merge_whose_vm_is_powered_off_before_it_began_goes_on_offline(world: World, writing_vm: VmOf) -> None:
+    vm = writing_vm()
+    snapshot = vm.snapshot("goes")
+    vm.wait_for_writes(256)
+    service = world.stack.process("snapshots")
+    service.crash_at("merge.commit.before_ask")
+    job = vm.api.remove_snapshot(snapshot)
+    wait.until("the service to die", service.crashed, 60)
+    vm.power_off()
+    service.start()
+    assert deaths.end_of(vm, job["id"])["state"] == "done"
+    whole(vm, snapshots=0)
+
+
+def test_the_agent_dies_while_it_copies(world: World, writing_vm: VmOf) -> None:
+    """The copy goes with it, and begins anew."""
+    vm = writing_vm()
+    (snapshot,) = down(vm, "goes", writes=2048)
+    job = slowly(vm, snapshot, 2 * MIB)
+    agent = world.stack.process("h1.agent")
+    agent.kill()
+    agent.start()
+    assert deaths.end_of(vm, job["id"])["state"] == "done"
+    whole(vm, snapshots=0)
+
+
+@pytest.mark.chaos
+def test_the_service_dies_while_it_copies(world: World, writing_vm: VmOf) -> None:
+    vm = writing_vm()
+    (snapshot,) = down(vm, "goes", writes=2048)
+    job = slowly(vm, snapshot, 2 * MIB)
+    service = world.stack.process("snapshots")
+    service.kill()
+    service.start()
+    assert deaths.end_of(vm, job["id"])["state"] == "done"
+    whole(vm, snapshots=0)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("point", [f"merge.{step}.{when}" for step in ("commit", "record") for when in deaths.WHENS])
+def test_the_service_dies_at_a_crash_point(world: World, writing_vm: VmOf, point: str) -> None:
+    vm = writing_vm()
+    (snapshot,) = down(vm, "goes")
+    assert deaths.remove_with_crash(world, vm, snapshot, "snapshots", point)["state"] == "done"
+    whole(vm, snapshots=0)
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(
+    ("point", "inside"), [*((point, False) for point in POINTS), *((point, True) for point in INSIDE)]
+)
+def test_the_writer_dies_at_a_crash_point(world: World, writing_vm: VmOf, point: str, inside: bool) -> None:
+    """Done, or undone with the reason and done by the next request."""
+    vm = writing_vm()
+    taken = down(vm, "goes", "kept") if inside else down(vm, "goes")
+    ended = deaths.remove_with_crash(world, vm, taken[0], "h1.agent", point)
+    if ended["state"] != "done":
+        assert (ended["state"], ended["reason"]["code"]) == ("undone", "job_failed"), ended
+        assert vm.check().ok, vm.check().summary()
+        assert vm.remove(taken[0])["state"] == "done"
+    whole(vm, snapshots=len(taken) - 1)
+
+
+def test_a_storage_that_is_full_undoes_it(world: World, writing_vm: VmOf) -> None:
+    with spoil.small_storage(world, "small-offline", 96) as small:
+        domain = spoil.domain_on(world, "small-offline", small.path)
+        vm = spoil.machine_on(world, small, domain["id"], "on-small-offline", mib=64, ring_mib=24, order="sequential")
+        vm.start()
+        (snapshot,) = down(vm, "goes", writes=4096)
+        job = slowly(vm, snapshot, 2 * MIB)
+        small.fill()
+        ended = deaths.end_of(vm, job["id"])
+        assert (ended["state"], ended["reason"]["code"]) == ("undone", "no_space"), ended
+        assert vm.check().ok, vm.check().summary()
+        small.relieve()
+        assert vm.remove(snapshot)["state"] == "done"
+        whole(vm, snapshots=0)
+        vm.power_off()
+
+
+def test_another_host_does_not_start_a_vm_that_is_being_merged(two_hosts_world: World) -> None:
+    world = two_hosts_world
+    vm = world.machine("two", ring_mib=16, rate_kib=4096)
+    vm.start()
+    (snapshot,) = down(vm, "goes", writes=2048)
+    job = slowly(vm, snapshot)
+    for host in world.stack.hosts.values():
+        with pytest.raises(ApiError, match="its disks are being written"):
+            vm.api.start_vm(vm.id, host.id)
+    vm.api.cancel_job(job["id"])
+    assert deaths.end_of(vm, job["id"])["state"] == "undone"
+    assert vm.remove(snapshot)["state"] == "done"
+    whole(vm, snapshots=0)
+    vm.power_off()
