@@ -9,7 +9,7 @@ once QEMU itself has ended the job; until then top holds everything, and the hea
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from chassis import crash
@@ -122,7 +122,7 @@ def put_back(domain: Ref, image: str) -> dict[str, Any]:
             volumes = {v.id: v for v in volume.read_image(place, image)}
             back = chain.unrecorded(volumes.values())
             for child, top in back.items():
-                rebase(place, image, child, volumes[top], "volume.put_back.after_header")
+                rebase(place, image, child, volumes[top], lambda: crash.point("volume.put_back.after_header"))
     return {"back": back}
 
 
@@ -133,8 +133,9 @@ def wait_idle(domain: Ref, image: str) -> None:
         return
 
 
-def rebase(place: layout.Place, image: str, child: str, below: chain.Volume, point: str) -> None:
-    """Write the name into the header, durably. qemu-img takes QEMU's image lock on the child for it."""
+def rebase(place: layout.Place, image: str, child: str, below: chain.Volume, written: Callable[[], None]) -> None:
+    """Write the name into the header, durably; `written` is called before it is. qemu-img takes QEMU's image lock on
+    the child for it."""
     file = place.file(image, child)
     with files.qemu_lock(file, child):
         pass  # for a clear word: qemu-img would refuse as well
@@ -142,7 +143,7 @@ def rebase(place: layout.Place, image: str, child: str, below: chain.Volume, poi
     done = subprocess.run(words, cwd=place.image(image), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise errors.StorageFailed(action="rebase", path=file, reason=done.stderr.strip()[:500] or "qemu-img failed")
-    crash.point(point)
+    written()
     files.sync(file)
     now = {v.id: v for v in volume.read_image(place, image)}[child]
     if now.backing != below.id:

@@ -84,9 +84,13 @@ def _switch(place: layout.Place, order: Order, base: chain.Volume) -> None:
         if child is None:
             _unlocked(lambda: _mark(place, image, top, base.id if order["between"] else None))
         else:
-            _unlocked(lambda: merging.rebase(place, image, child, base, "offline.after_header"))
+            _unlocked(lambda: merging.rebase(place, image, child, base, _headed))
     except errors.VolumeInUse as used:
         raise errors.JobFailed(disk_id=image, reason=str(used)) from None
+
+
+def _headed() -> None:
+    crash.point("offline.after_header")
 
 
 def _unlocked(part: Callable[[], Told]) -> Told:
