@@ -60,7 +60,10 @@ class Commit:
             if self._offline.facts(request["disk"]["disk_id"]):
                 what = "changing the limit of a merge that is under way"
                 raise errors.VmWrongState(vm_id=request["vm_id"], state="down", action=what, needs="running")
-            qemu, libvirt_ = self._parts.sure(request)
+            try:
+                qemu, libvirt_ = self._parts.sure(request)
+            except errors.VmStopped:
+                return {}
             if qemu.job is not None:
                 own = self._jobs.of(request)
                 if own is None or not qemu.works_on(views.ends_of(own)):

@@ -39,6 +39,12 @@ def facts(world: World, disk_id: str) -> Facts | None:
     return {**job.facts(), "type": "offline", "status": "running", "ready": False} if job else None
 
 
+def refuse_limit(world: World, ask: Facts) -> None:
+    if ask["disk"]["disk_id"] in world.offline:
+        what = "changing the limit of a merge that is under way"
+        raise errors.VmWrongState(vm_id=ask["vm_id"], state="down", action=what, needs="running")
+
+
 def cancel(world: World, ask: Facts) -> None:
     disk_id = ask["disk"]["disk_id"]
     job = world.offline.get(disk_id) if ask["top_id"] else None

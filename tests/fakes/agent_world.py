@@ -217,7 +217,9 @@ class World:
 
     def set_bandwidth(self, ask: Facts) -> Facts:
         self._take_claim(ask["disk"]["disk_id"], ask["claim"])
-        job = self._running(ask["vm_id"], "its job was to be limited").jobs.get(ask["disk"]["disk_id"])
+        agent_offline.refuse_limit(self, ask)
+        vm = self.vms.get(ask["vm_id"])
+        job = vm.jobs.get(ask["disk"]["disk_id"]) if vm else None
         if job is not None:
             job.speed = ask["bandwidth"]
         return {}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import pytest
 
 from contracts import errors, snapshots
+from tests.fakes import agent_offline
 from tests.fakes.agent import FakeAgent
 from tests.fakes.agent_storage import MIB
 from tests.fakes.process import Process
@@ -165,3 +166,20 @@ def test_a_copy_in_place_of_the_pivot_can_be_cancelled(site: Site, host: FakeAge
     assert site.end_of(removal)["state"] == "undone"
     assert not host.world.offline
     assert site.agrees(host, vm)
+
+
+def test_another_limit_is_for_the_next_copy(site: Site, host: FakeAgent) -> None:
+    vm, taken = _down(site, host)
+    host.world.job_rate = 0
+    removal = site.remove(taken[0])
+    site.until(lambda: host.world.offline, "the copy")
+    with pytest.raises(errors.VmWrongState, match="changing the limit of a merge that is under way"):
+        site.call(snapshots.limit_job, id=removal["id"], bandwidth=5 * MIB)
+    host.world.job_rate = 16 * MIB
+    site.start_first = 20.0
+    with host.world.storage.lock:
+        agent_offline.end(host.world, site.disk_ids(vm)[0], "failed")
+    site.start(host, vm)
+    site.until(lambda: host.asked("start_commit"), "the live copy")
+    assert host.asked("start_commit")[0]["bandwidth"] == 5 * MIB
+    assert site.end_of(removal)["state"] == "done"
