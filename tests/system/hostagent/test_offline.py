@@ -113,7 +113,10 @@ def vm(agents: Pair, folder: Path, guest: image.Image) -> Iterator[OfflineVm]:
     agents[0].ask("drop_lease", {"vm_id": made.id, "domain": made.domain})
 
 
-@pytest.mark.parametrize(("base", "layers"), [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (0, 3)])
+@pytest.mark.parametrize(
+    ("base", "layers"),
+    [(0, 1), *(pytest.param(*ends, marks=pytest.mark.chaos) for ends in ((1, 1), (2, 1), (0, 2), (1, 2), (0, 3)))],
+)
 def test_layers_go_down_into_base_and_nothing_is_lost(vm: OfflineVm, base: int, layers: int) -> None:
     """Internal and leaf, one layer and ranges."""
     request = vm.offline(base, layers)
@@ -179,6 +182,7 @@ OF_A_LEAF = (
 )
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     ("point", "layers"),
     [*((point, layers) for point in OF_A_LEAF for layers in (1, 3)), ("volume.record.after_between", 3)],
@@ -192,6 +196,7 @@ def test_a_writer_that_dies_is_finished_by_the_next_ask(vm: OfflineVm, point: st
     vm.sound()
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
     "point", ["offline.after_copy", "offline.after_header", "volume.record.after_top", "volume.record.after_child"]
 )
@@ -205,7 +210,12 @@ def test_an_internal_merge_whose_writer_died_is_finished_by_the_next_ask(vm: Off
 
 
 @pytest.mark.parametrize(
-    "point", ["offline.after_copy", "offline.after_header", "volume.record.after_top", "volume.record.after_child"]
+    "point",
+    [
+        *(pytest.param(f"offline.{one}", marks=pytest.mark.chaos) for one in ("after_copy",)),
+        "offline.after_header",
+        *(pytest.param(f"volume.record.{one}", marks=pytest.mark.chaos) for one in ("after_top", "after_child")),
+    ],
 )
 def test_a_vm_starts_from_what_a_dead_writer_left(agents: Pair, vm: OfflineVm, point: str) -> None:
     """Whole on either side of the record: on another host, from the chain of before or from the one of after."""
@@ -221,6 +231,7 @@ def test_a_vm_starts_from_what_a_dead_writer_left(agents: Pair, vm: OfflineVm, p
     vm.sound()
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize("victim", ["agent", "qemu-img", "sanlock"])
 def test_a_copy_whose_part_dies_is_begun_anew(vm: OfflineVm, victim: str) -> None:
     agent, request = vm.agent, vm.offline(2, bandwidth=SLOW)
@@ -264,6 +275,34 @@ def test_a_merge_that_ends_while_another_host_starts_the_vm_is_noticed(agents: P
         second.kill()
         second.env = {}
         second.start()
+    vm.finish_offline(request)
+    vm.sound()
+
+
+def test_an_agent_that_dies_in_such_a_start_ends_the_vm_once_it_is_back(agents: Pair, vm: OfflineVm) -> None:
+    """What its guest wrote in between is gone with the dropped volume: it is not let go on."""
+    _, second = agents
+    second.kill()
+    second.env = {"DRYSTONE_TEST_HANG": "createXML:6"}
+    second.crash_at("start.after_settled")
+    second.start()
+    wait_joined(second, vm)
+    request, log = vm.offline(2), vm.log
+    vm.log = log.with_name("lost")
+    try:
+        with in_background(start, second, vm, 2):
+            time.sleep(3)
+            vm.begin(request)
+            assert vm.is_merged(request)
+            second.wait_crashed()
+        assert second.journal()["starts"][vm.id]
+    finally:
+        second.kill()
+        second.env = {}
+        second.start()
+    wait.until("the VM to be ended", lambda: state(second, vm) == "down", 60)
+    wait.until("the note to go", lambda: not second.journal()["starts"], 30)
+    vm.log = log
     vm.finish_offline(request)
     vm.sound()
 

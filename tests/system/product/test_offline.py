@@ -218,3 +218,25 @@ def test_another_host_does_not_start_a_vm_that_is_being_merged(two_hosts_world: 
     assert vm.remove(snapshot)["state"] == "done"
     whole(vm, snapshots=0)
     vm.power_off()
+
+
+@pytest.mark.chaos
+def test_another_host_goes_on_when_the_one_that_copies_dies(two_hosts_world: World) -> None:
+    """Once the lease of the dead one has run out."""
+    world = two_hosts_world
+    vm = world.machine("moves", ring_mib=16, rate_kib=4096)
+    vm.start()
+    (snapshot,) = down(vm, "goes", writes=1024)
+    job = slowly(vm, snapshot)
+    copies = vm.api.removal(job["id"])["merges"][0]["host_id"]
+    name = next(host.name for host in world.stack.hosts.values() if host.id == copies)
+    world.stack.kill(name)
+    try:
+        assert deaths.end_of(vm, job["id"], 240)["state"] == "done"
+        assert vm.api.removal(job["id"])["merges"][0]["host_id"] != copies
+    finally:
+        world.stack.start_part(name)
+        world.stack.start_part(f"{name}.agent")
+        world.wait_for_host(copies)
+    whole(vm, snapshots=0)
+    vm.power_off()
