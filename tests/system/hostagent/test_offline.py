@@ -244,6 +244,9 @@ def test_a_copy_whose_part_dies_is_begun_anew(vm: OfflineVm, victim: str) -> Non
     elif victim == "qemu-img":
         for pid in copying:
             os.kill(pid, signal.SIGKILL)
+        wait.until("the end of the copy", lambda: vm.job() is None, 30)
+        with pytest.raises(errors.JobFailed, match="qemu-img ended with -9"):
+            vm.begin(request)
     else:
         agent.host.kill_sanlock()
     wait.until("the end of the copy", lambda: not _copying(request["top_id"]) or victim == "sanlock", 30)
