@@ -31,11 +31,15 @@ class Opening:
         self._parts.journal.put("starts", spec["id"], noted)
 
     def check(self, vm_id: str) -> None:
-        """Once it holds the lease. Raises ChainDiffers for one that opened another chain than there is; it is ended."""
-        for noted in self._parts.journal.get("starts", vm_id) or ():
-            if self._chain(noted["disk"]) != noted["chain"]:
-                self._parts.leasing.destroy(vm_id, WHY)
-                raise errors.ChainDiffers(disk_id=noted["disk"]["disk_id"], reason=f"{WHY}; start it again")
+        """Once it holds the lease. Raises ChainDiffers for one that opened another chain than there is, and what a
+        chain that cannot be read is told with; then the VM is ended: a refused start leaves nothing that runs."""
+        try:
+            for noted in self._parts.journal.get("starts", vm_id) or ():
+                if self._chain(noted["disk"]) != noted["chain"]:
+                    raise errors.ChainDiffers(disk_id=noted["disk"]["disk_id"], reason=f"{WHY}; start it again")
+        except errors.Problem as problem:
+            self._parts.leasing.destroy(vm_id, str(problem))
+            raise
         self._parts.journal.put("starts", vm_id, None)
 
     def finish(self) -> None:
