@@ -113,10 +113,8 @@ def vm(agents: Pair, folder: Path, guest: image.Image) -> Iterator[OfflineVm]:
     agents[0].ask("drop_lease", {"vm_id": made.id, "domain": made.domain})
 
 
-@pytest.mark.parametrize(
-    ("base", "layers"),
-    [(0, 1), *(pytest.param(*ends, marks=pytest.mark.chaos) for ends in ((1, 1), (2, 1), (0, 2), (1, 2), (0, 3)))],
-)
+@pytest.mark.chaos
+@pytest.mark.parametrize(("base", "layers"), [(0, 1), (1, 1), (2, 1), (0, 2), (1, 2), (0, 3)])
 def test_layers_go_down_into_base_and_nothing_is_lost(vm: OfflineVm, base: int, layers: int) -> None:
     """Internal and leaf, one layer and ranges."""
     request = vm.offline(base, layers)
@@ -125,6 +123,7 @@ def test_layers_go_down_into_base_and_nothing_is_lost(vm: OfflineVm, base: int, 
     vm.sound()
 
 
+@pytest.mark.chaos
 def test_its_progress_is_seen_and_it_ends_when_it_is_cancelled(vm: OfflineVm) -> None:
     request = vm.offline(2, bandwidth=SLOW)
     vm.begin(request)
@@ -142,6 +141,7 @@ def test_its_progress_is_seen_and_it_ends_when_it_is_cancelled(vm: OfflineVm) ->
     vm.sound()
 
 
+@pytest.mark.chaos
 def test_a_cancel_waits_for_a_writer_that_outlived_its_agent(vm: OfflineVm) -> None:
     place, request = layout.Place(vm.domain["path"], vm.domain["id"]), vm.offline(2)
     with contextlib.ExitStack() as writing:
@@ -209,13 +209,9 @@ def test_an_internal_merge_whose_writer_died_is_finished_by_the_next_ask(vm: Off
     vm.sound()
 
 
+@pytest.mark.chaos
 @pytest.mark.parametrize(
-    "point",
-    [
-        *(pytest.param(f"offline.{one}", marks=pytest.mark.chaos) for one in ("after_copy",)),
-        "offline.after_header",
-        *(pytest.param(f"volume.record.{one}", marks=pytest.mark.chaos) for one in ("after_top", "after_child")),
-    ],
+    "point", ["offline.after_copy", "offline.after_header", "volume.record.after_top", "volume.record.after_child"]
 )
 def test_a_vm_starts_from_what_a_dead_writer_left(agents: Pair, vm: OfflineVm, point: str) -> None:
     """Whole on either side of the record: on another host, from the chain of before or from the one of after."""
@@ -259,6 +255,7 @@ def test_a_copy_whose_part_dies_is_begun_anew(vm: OfflineVm, victim: str) -> Non
     vm.sound()
 
 
+@pytest.mark.chaos
 def test_a_merge_that_ends_while_another_host_starts_the_vm_is_noticed(agents: Pair, vm: OfflineVm) -> None:
     """QEMU opens its files before libvirt takes the lease: it must not go on with what is dropped."""
     _, second = agents
@@ -282,6 +279,7 @@ def test_a_merge_that_ends_while_another_host_starts_the_vm_is_noticed(agents: P
     vm.sound()
 
 
+@pytest.mark.chaos
 def test_an_agent_that_dies_in_such_a_start_ends_the_vm_once_it_is_back(agents: Pair, vm: OfflineVm) -> None:
     """What its guest wrote in between is gone with the dropped volume: it is not let go on."""
     _, second = agents

@@ -44,33 +44,26 @@ def whole(vm: Machine, *, snapshots: int) -> None:
     """From the storage, and for the guest, which reads back all that it ever wrote."""
     if vm.state() != "down":
         vm.power_off()
-    assert vm.check().ok, vm.check().summary()
+    for disk in range(len(vm.disks)):
+        assert vm.check(disk).ok, vm.check(disk).summary()
     vm.start(check=True)
     deaths.assert_whole(vm, snapshots=snapshots)
 
 
 def test_all_snapshots_of_a_vm_that_is_down_are_merged(writing_vm: VmOf) -> None:
-    """One inside, the newest, the whole rest in one job."""
-    vm = writing_vm()
+    """One inside, the newest, the whole rest in one job; both disks, one after the other, under the VM's one lease."""
+    vm = writing_vm(disks=2)
     taken = down(vm, *("first", "second", "third", "fourth", "fifth"))
     assert vm.remove(taken[1])["state"] == "done"
     assert vm.remove(taken[4])["state"] == "done"
     assert len(vm.chain()) == 4
     removal = vm.api.remove_snapshots({"snapshots": [taken[0], taken[2], taken[3]]})
     assert deaths.end_of(vm, removal["id"])["state"] == "done"
-    assert len(vm.chain()) == len(vm.files()) == 1
+    assert [len(vm.chain(disk)) for disk in (0, 1)] == [len(vm.files(disk)) for disk in (0, 1)] == [1, 1]
     whole(vm, snapshots=0)
 
 
-def test_the_disks_of_a_vm_are_merged_one_after_the_other(writing_vm: VmOf) -> None:
-    """Under its one lease."""
-    vm = writing_vm(disks=2)
-    (snapshot,) = down(vm, "goes")
-    assert vm.remove(snapshot)["state"] == "done"
-    assert [len(vm.files(0)), len(vm.files(1))] == [1, 1]
-    whole(vm, snapshots=0)
-
-
+@pytest.mark.chaos
 def test_a_start_is_refused_while_it_copies_and_goes_through_after_a_cancel(writing_vm: VmOf) -> None:
     vm = writing_vm()
     (snapshot,) = down(vm, "goes", writes=2048)
@@ -138,6 +131,7 @@ def test_a_merge_whose_vm_is_powered_off_before_it_began_goes_on_offline(world: 
     whole(vm, snapshots=0)
 
 
+@pytest.mark.chaos
 def test_the_agent_dies_while_it_copies(world: World, writing_vm: VmOf) -> None:
     """The copy goes with it, and begins anew."""
     vm = writing_vm()
@@ -187,6 +181,7 @@ def test_the_writer_dies_at_a_crash_point(world: World, writing_vm: VmOf, point:
     whole(vm, snapshots=len(taken) - 1)
 
 
+@pytest.mark.chaos
 def test_a_storage_that_is_full_undoes_it(world: World, writing_vm: VmOf) -> None:
     with spoil.small_storage(world, "small-offline", 96) as small:
         domain = spoil.domain_on(world, "small-offline", small.path)
@@ -204,6 +199,7 @@ def test_a_storage_that_is_full_undoes_it(world: World, writing_vm: VmOf) -> Non
         vm.power_off()
 
 
+@pytest.mark.chaos
 def test_another_host_does_not_start_a_vm_that_is_being_merged(two_hosts_world: World) -> None:
     world = two_hosts_world
     vm = world.machine("two", ring_mib=16, rate_kib=4096)
