@@ -23,6 +23,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from chassis import crash
@@ -183,7 +184,7 @@ def _follow(running: subprocess.Popen[bytes], agent: int, lease: int | None, end
     and when nobody renews the lease, sanlock being gone."""
     assert running.stdout is not None  # noqa: S101  for mypy
     assert running.stderr is not None  # noqa: S101
-    outputs, said, told = {running.stdout.fileno(), running.stderr.fileno()}, b"", 0.0
+    outputs, said, progress = {running.stdout.fileno(), running.stderr.fileno()}, b"", Progress(end)
     while outputs:
         for descriptor in select.select(list(outputs), [], [], LOOK)[0]:
             part = os.read(descriptor, 4096)
@@ -191,14 +192,34 @@ def _follow(running: subprocess.Popen[bytes], agent: int, lease: int | None, end
                 outputs.discard(descriptor)
             elif descriptor == running.stderr.fileno():
                 said = (said + part)[-2000:]
-            elif time.monotonic() - told > TELL and (found := _PERCENT.findall(part)):
-                told = time.monotonic()
-                _say({"cur": int(end * float(found[-1]) / 100), "end": end})
+            else:
+                progress.take(part)
+        progress.tell()
         if os.getppid() != agent or _hung_up(lease):
             running.kill()
             raise SystemExit("the agent is gone" if os.getppid() != agent else "sanlock is gone")
     running.wait()
     return said.decode("utf-8", "replace").strip()
+
+
+@dataclass
+class Progress:
+    """Of what qemu-img prints the last is told, a little later where it comes too soon: with a limit it moves by 16 MiB
+    at once and is silent for long after that."""
+
+    end: int  # bytes
+    percent: float = -1.0
+    told: float = -1.0
+    when: float = 0.0
+
+    def take(self, printed: bytes) -> None:
+        found = _PERCENT.findall(printed)
+        self.percent = float(found[-1]) if found else self.percent
+
+    def tell(self) -> None:
+        if self.percent != self.told and time.monotonic() - self.when > TELL:
+            self.told, self.when = self.percent, time.monotonic()
+            _say({"cur": int(self.end * self.percent / 100), "end": self.end})
 
 
 def _hung_up(lease: int | None) -> bool:

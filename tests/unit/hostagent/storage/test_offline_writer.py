@@ -224,3 +224,19 @@ def test_a_full_storage_leaves_the_chain_of_before(storage, small_domain, ids, m
     offline_writer.merge(order)
     assert written.leaf == volumes[0]
     run("qemu-io", "-c", "read -P 7 0 256k", str(written.folder / volumes[0]))
+
+
+def test_progress_that_comes_too_soon_is_told_a_little_later(capsys, monkeypatch):
+    now = [10.0]
+    monkeypatch.setattr(offline_writer.time, "monotonic", lambda: now[0])
+    progress = offline_writer.Progress(1000)
+    for printed, moment in (
+        (b"    (0.00/100%)\r", 10.0),
+        (b"    (50.", 10.1),
+        (b"    (95.00/100%)\r", 10.2),
+        (b"", 11.0),
+    ):
+        now[0] = moment
+        progress.take(printed)
+        progress.tell()
+    assert [json.loads(line)["cur"] for line in capsys.readouterr().out.splitlines()] == [0, 950]
