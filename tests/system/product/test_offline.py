@@ -183,11 +183,13 @@ def test_the_writer_dies_at_a_crash_point(world: World, writing_vm: VmOf, point:
 
 @pytest.mark.chaos
 def test_a_storage_that_is_full_undoes_it(world: World, writing_vm: VmOf) -> None:
-    with spoil.small_storage(world, "small-offline", 96) as small:
+    with spoil.small_storage(world, "small-offline", 160) as small:
         domain = spoil.domain_on(world, "small-offline", small.path)
-        vm = spoil.machine_on(world, small, domain["id"], "on-small-offline", mib=64, ring_mib=24, order="sequential")
+        # qemu-img copies 16 MiB before a limit holds it back
+        writing = {"mib": 64, "ring_mib": 48, "order": "sequential", "batch": 1024}
+        vm = spoil.machine_on(world, small, domain["id"], "on-small-offline", **writing)
         vm.start()
-        (snapshot,) = down(vm, "goes", writes=4096)
+        (snapshot,) = down(vm, "goes", writes=12288)
         job = slowly(vm, snapshot, 2 * MIB)
         small.fill()
         ended = deaths.end_of(vm, job["id"])
