@@ -133,7 +133,7 @@ def test_a_snapshot_of_which_one_disk_went_stays_with_the_rest_and_says_so(site:
 def test_what_is_refused_drags_nothing_down_and_is_retried(site: Site, host: FakeAgent) -> None:
     vms = [site.vm(host) for _ in range(3)]
     taken = [site.taken(vm) for vm in vms]
-    site.stop(host, vms[1])
+    site.vms[vms[1]]["state"] = "shutting_down"
     removal = site.remove_many(taken)
     ended = site.end_of(removal)
     assert (ended["state"], ended["reason"]["code"], ended["result"]["refused"]) == ("undone", "vm_wrong_state", 1)
@@ -144,7 +144,7 @@ def test_what_is_refused_drags_nothing_down_and_is_retried(site: Site, host: Fak
     assert (left["state"], left["restorable"]) == ("ok", True)
     with pytest.raises(errors.VmWrongState):
         site.retry(removal["id"])
-    site.start(host, vms[1])
+    site.vms[vms[1]]["state"] = "running"
     again = site.retry(removal["id"])
     assert [item["snapshot_id"] for item in again["items"]] == [taken[1]]
     assert site.end_of(again)["state"] == "done"
