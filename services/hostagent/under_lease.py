@@ -96,7 +96,7 @@ def _take(order: dict[str, Any]) -> tuple[int, errors.Problem | None]:
     except sanlock.SanlockException as fault:
         with contextlib.suppress(OSError):
             os.close(connection)
-        # EBUSY: its owner died, and sanlock has not seen for long enough that it is dead (seen after a host's power cut)
+        # EBUSY: its owner is dead, and not for long enough yet (seen after the power cut of a host)
         if fault.errno in (errno.EEXIST, errno.EAGAIN, errno.EBUSY, -243):
             holder = "a process of this host" if fault.errno == errno.EEXIST else "another host"
             return -1, errors.LeaseHeld(vm_id=vm_id, holder=holder)
