@@ -77,6 +77,7 @@ def test_a_start_is_refused_while_it_copies_and_goes_through_after_a_cancel(writ
     whole(vm, snapshots=0)
 
 
+@pytest.mark.chaos
 def test_a_start_that_was_refused_waits_for_the_copy_in_hand_only(writing_vm: VmOf) -> None:
     """The merges after it let it in, and go on under the VM that runs."""
     vm = writing_vm()
@@ -101,7 +102,8 @@ def test_a_start_that_was_refused_waits_for_the_copy_in_hand_only(writing_vm: Vm
     whole(vm, snapshots=1)
 
 
-@pytest.mark.parametrize("newest", [pytest.param(False, marks=pytest.mark.chaos), True])
+@pytest.mark.chaos
+@pytest.mark.parametrize("newest", [False, True])
 def test_a_merge_whose_vm_is_killed_goes_on_offline(world: World, writing_vm: VmOf, newest: bool) -> None:
     vm = writing_vm(ring_mib=64, rate_kib=0)
     snapshot = vm.snapshot("goes")
