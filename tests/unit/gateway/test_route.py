@@ -87,7 +87,7 @@ def test_no_address_is_declared_twice() -> None:
 
 
 # What services ask of each other, and people do not.
-INSIDE = {"check_idle"}
+INSIDE = {"check_idle", "vm_lease"}
 
 
 def test_every_promise_for_people_has_an_address() -> None:
