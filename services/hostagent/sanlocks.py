@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import errno
 import struct
+import subprocess
 from typing import Any
 
 import sanlock
@@ -19,6 +20,7 @@ Ref = dict[str, Any]
 HELD_HERE = errno.EEXIST
 HELD_ELSEWHERE = -243
 _NOT_RUNNING = (errno.ECONNREFUSED, errno.ENOENT, errno.EPIPE, errno.ECONNRESET)
+STATUS_SECONDS = 3.0
 _SECTOR = 512
 _DELTA_MAGIC = 0x12212010
 # of a host's record in `ids`: magic, 44 bytes, generation, lver, lockspace, holder's name, timestamp (0: free)
@@ -136,12 +138,25 @@ def owner(domain: Ref, vm: str) -> dict[str, Any]:
             here = one["host_id"] == own
             if here and record(domain, own)["generation"] > one["generation"]:
                 continue  # from before this host's restart; our own generation is read where it was written
+            if here and not _held_here(domain, vm):
+                continue  # its holder ended while the storage failed, and the release could not be written
             host = _host(space, one["host_id"])
             if _holds(one, host):
                 return {"sanlock_id": one["host_id"], "here": here, "known": here or host is not None}
     except sanlock.SanlockException as fault:
         raise guarded(fault, domain, vm, "read") from None
     return nobody
+
+
+def _held_here(domain: Ref, vm: str) -> bool:
+    """Whether a process of this host holds the VM's lease: sanlock's own list, which the binding does not offer. True
+    where it cannot be had."""
+    command = ["sanlock", "client", "status"]
+    try:
+        told = subprocess.run(command, capture_output=True, text=True, timeout=STATUS_SECONDS, check=True).stdout
+    except (OSError, subprocess.SubprocessError):
+        return True
+    return any(line.startswith(f"r {domain['id']}:{vm}:") for line in told.splitlines())
 
 
 def _host(space: bytes, sanlock_id: int) -> dict[str, Any] | None:
