@@ -43,7 +43,9 @@ def lockspaces(agent: Agent) -> dict[str, dict[str, Any]]:
 
 
 def wait_joined(agent: Agent, vm: LeasedVm) -> None:
-    joined = lambda: lockspaces(agent).get(vm.domain["id"], {}).get("state") == "joined"  # noqa: E731
+    def joined() -> bool:
+        return lockspaces(agent).get(vm.domain["id"], {}).get("state") == "joined"
+
     wait.until("the lockspace to be joined", joined, 60, every=0.2)
 
 

@@ -25,6 +25,12 @@ def vm(leased_vm: LeasedVm) -> LeasedVm:
     return leased_vm
 
 
+def complaint(agent: Agent) -> str | None:
+    """What the heartbeat says against this host's leases."""
+    told: str | None = agent.beat()["facts"]["leases_fault"]
+    return told
+
+
 def test_the_lease_is_free_when_qemu_was_killed(agents: Pair, vm: LeasedVm) -> None:
     first, second = agents
     start(first, vm, 1)
@@ -250,14 +256,12 @@ def test_a_sanlock_that_dies_under_a_running_vm_is_told(agents: Pair, vm: Leased
     assert agent.beat()["facts"]["leases_fault"] is None
     agent.host.kill_sanlock()
     try:
-        told = lambda: vm.id in (agent.beat()["facts"]["leases_fault"] or "")  # noqa: E731
-        wait.until("the heartbeat to say so", told, 40, every=0.5)
+        wait.until("the heartbeat to say so", lambda: vm.id in (complaint(agent) or ""), 40, every=0.5)
         assert state(agent, vm) == "running"
     finally:
         agent.ask("power_off_vm", {"vm_id": vm.id})
         agent.host.start_sanlock()
-    healed = lambda: agent.beat()["facts"]["leases_fault"] is None  # noqa: E731
-    wait.until("the heartbeat to be well", healed, 40, every=0.5)
+    wait.until("the heartbeat to be well", lambda: complaint(agent) is None, 40, every=0.5)
 
 
 def test_without_sanlock_a_leased_vm_does_not_start(agents: Pair, vm: LeasedVm) -> None:

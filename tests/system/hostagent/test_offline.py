@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import os
-import shutil
 import signal
-import tempfile
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -21,7 +19,6 @@ import pytest
 from contracts import errors
 from deploy.guest import image
 from deploy.stack import wait
-from deploy.stack.host import Host
 from services.hostagent import files, layout
 from tests.system.hostagent.lab import Agent, in_background
 from tests.system.hostagent.leased import LeasedVm, start, state, wait_joined
@@ -41,7 +38,8 @@ class OfflineVm(LeasedVm):
         self.agent.ask("merge_offline", request)
 
     def job(self) -> dict[str, Any] | None:
-        return self.look()["offline"]  # type: ignore[no-any-return]
+        job: dict[str, Any] | None = self.look()["offline"]
+        return job
 
     def is_merged(self, request: dict[str, Any]) -> bool:
         """What the flow believes: the marks and records on the storage."""
@@ -75,21 +73,6 @@ class OfflineVm(LeasedVm):
         assert self.check().ok, self.check().summary()
         files = {one.name.split(".")[0] for one in self.folder().iterdir()}
         assert files == set(self.volumes[0])
-
-
-@pytest.fixture(scope="module")
-def agents() -> Iterator[Pair]:
-    folder = Path(tempfile.mkdtemp(prefix="ds-"))
-    pair = tuple(Agent(Host(folder / name, name), heartbeat=1.0) for name in ("h1", "h2"))
-    for agent in pair:
-        agent.host.start()
-        agent.start()
-    yield pair  # type: ignore[misc]  # two of them
-    LeasedVm.shared = None
-    for agent in pair:
-        agent.caller.close()
-        agent.host.end()
-    shutil.rmtree(folder)
 
 
 @pytest.fixture

@@ -35,7 +35,11 @@ def down(vm: Machine, *names: str, writes: int = 256) -> list[str]:
 def slowly(vm: Machine, snapshot_id: str, bandwidth: int = MIB) -> dict[str, Any]:
     """A removal that copies offline and does not end soon."""
     job = vm.api.remove_snapshot(snapshot_id, bandwidth=bandwidth)
-    copies = lambda: (progress := vm.api.jobs.get(job["id"])["progress"])["offline"] and progress["cur"] > 0  # noqa: E731
+
+    def copies() -> bool:
+        progress = vm.api.jobs.get(job["id"])["progress"]
+        return bool(progress["offline"] and progress["cur"] > 0)
+
     wait.until("some progress offline", copies, 60)
     return dict(job)
 
@@ -83,7 +87,10 @@ def test_a_start_that_was_refused_waits_for_the_copy_in_hand_only(writing_vm: Vm
     vm = writing_vm()
     taken = down(vm, "first", "kept", "second", writes=1024)
     job = vm.api.remove_snapshots({"snapshots": [taken[0], taken[2]], "bandwidth": MIB})
-    first = lambda: [row["progress"]["cur"] for row in vm.api.merges.all(removal_id=job["id"])]  # noqa: E731
+
+    def first() -> list[int]:
+        return [row["progress"]["cur"] for row in vm.api.merges.all(removal_id=job["id"])]
+
     wait.until("some progress", lambda: any(first()), 60)
 
     def started() -> bool:
