@@ -60,13 +60,14 @@ class Hypervisor:
         locks = (Named(), Named(), still)
         parts = Parts(place, self._eyes, self._virt, monitors, self._storage, journal, repair, leasing, *locks)
         self._jobs = Jobs(journal, self._eyes, self.server.tell, still)
-        self._vms = Vms(parts)
+        self._opening = Opening(parts)
+        self._vms = Vms(parts, self._opening)
         self._pivot, self._quiesce = Pivot(parts), Quiesce(parts)
         self._switch = Switch(parts, self._quiesce)
         self._census = Census(place, self._virt, self._vms, leasing)
         self._mender = Mender(parts, self._vms)
         self._lanes = {name: ThreadPoolExecutor(size, thread_name_prefix=name) for name, size in LANES.items()}
-        record, self._copies, self._opening = Record(parts), Copies(parts), Opening(parts)
+        record, self._copies = Record(parts), Copies(parts)
         self._offline = Offline(parts, self.server.tell)
         commit = Commit(parts, self._jobs, record, self._offline)
         self._calls = self._table(commit, Storing(parts, record, self._copies))
@@ -154,6 +155,8 @@ class Hypervisor:
     def _beat(self) -> dict[str, Any]:
         if self._journal.all("freezes"):
             self._lanes["look"].submit(self._quiesce.thaw_left_over)
+        if self._journal.all("openings"):
+            self._lanes["watch"].submit(self._opening.finish)
         return self._census.take()
 
     # -- events of libvirt (in its event thread: short, and no calls back into libvirt) --

@@ -7,7 +7,7 @@
     repairs  {"libvirtd": vm id}  libvirtd is stopped, and ours to start again
     lockspaces  {domain id: {...}}  lockspaces that this host joins
     leased   {vm id: {...}}       VMs that were started with a lease
-    starts   {vm id: [...]}       what a VM with a lease opened at its start, until that was looked at again
+    openings {vm id: {...}}       starts with a lease: what QEMU opened, until it is certain that the guest may run
 
 A write is on the disk when the method returns. Thread-safe.
 """
@@ -22,7 +22,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-SECTIONS = ("claims", "jobs", "pauses", "freezes", "repairs", "lockspaces", "leased", "starts")
+SECTIONS = ("claims", "jobs", "pauses", "freezes", "repairs", "lockspaces", "leased", "openings")
 
 
 class Journal:

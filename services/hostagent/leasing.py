@@ -46,33 +46,54 @@ class Leasing:
 
     # -- a start --
 
-    @contextlib.contextmanager
-    def starting(self, vm_id: str, lease: Lease | None) -> Iterator[dict[str, Any] | None]:
-        """Around the launch of a VM: gives what libvirt's XML needs of its lease, and afterwards makes sure that QEMU
-        holds it. Raises LeasesUnfit, LockspaceNotJoined, LeaseHeld, LeaseFailed, LeaseNotTaken."""
+    def prepare(self, vm_id: str, lease: Lease | None) -> dict[str, Any] | None:
+        """Before the launch of a VM: what libvirt's XML needs of its lease. Raises LeasesUnfit, LockspaceNotJoined,
+        LeaseHeld, LeaseFailed."""
         if lease is None:
             self._journal.put("leased", vm_id, None)
-            yield None
-            return
+            return None
         element = self._prepare(vm_id, lease)
         self._journal.put("leased", vm_id, lease)
         self._ended.pop(vm_id, None)
         self._missing.pop(vm_id, None)
+        return element
+
+    @contextlib.contextmanager
+    def telling(self, vm_id: str, lease: Lease | None) -> Iterator[None]:
+        """Around what makes libvirt take the lease: a refusal names who has it. Raises LeaseHeld, LeaseFailed."""
         try:
-            yield element
+            yield
         except errors.HypervisorRefused as refused:
+            if lease is None:
+                raise
             raise self._why_refused(vm_id, lease, refused) from None
+
+    def confirm(self, vm_id: str, lease: Lease, offset: int) -> None:
+        """Once the guest runs: it holds its lease, and nobody dropped that meanwhile; else the VM is destroyed.
+        Raises LeaseNotTaken, LeaseFailed."""
         if not self._is_right(vm_id, lease):
             self.destroy(vm_id, "libvirt did not take its lease")
             raise errors.LeaseNotTaken(vm_id=vm_id, host_id=self._place.host_id)
-        self._refuse_dropped(vm_id, lease, element["offset"])
+        self._refuse_dropped(vm_id, lease, offset)
+
+    def version(self, vm_id: str, lease: Lease) -> int:
+        """How often the lease was taken, by the storage. Raises LeaseFailed."""
+        return int(self.spaces.ask("lease_version", lease["domain"], vm=vm_id)["version"])
+
+    def version_held(self, vm_id: str, lease: Lease) -> int | None:
+        """The version with which QEMU took the lease that it holds; None where it holds none."""
+        found = process.find(vm_id)
+        if found is None:
+            return None
+        told = self.spaces.ask("lease_held", lease["domain"], vm=vm_id, pid=found.pid)["version"]
+        return None if told is None else int(told)
 
     def _prepare(self, vm_id: str, lease: Lease) -> dict[str, Any]:
         began = time.monotonic()
         self._check_setup()
         self.spaces.wait_joined(lease)
         offset = self.spaces.ask("ensure_lease", lease["domain"], vm=vm_id)["offset"]
-        self._refuse_held(vm_id, lease)
+        self.refuse_held(vm_id, lease)
         if time.monotonic() - began > START_SECONDS:
             raise errors.StorageTimeout(path=lease["domain"]["path"], seconds=START_SECONDS)
         path = f"{lease['domain']['path'].rstrip('/')}/{lease['domain']['id']}/dom_md/xleases"
@@ -95,7 +116,8 @@ class Leasing:
         if fault is not None:
             raise errors.LeasesUnfit(host_id=self._place.host_id, reason=fault.reason, advice=fault.advice)
 
-    def _refuse_held(self, vm_id: str, lease: Lease) -> None:
+    def refuse_held(self, vm_id: str, lease: Lease) -> None:
+        """Raises LeaseHeld with who has the VM's lease, or may have it."""
         owner, limit = self.spaces.ask("lease_owner", lease["domain"], vm=vm_id), time.monotonic() + KNOWN_SECONDS
         while not owner["known"] and time.monotonic() < limit:
             time.sleep(0.5)
@@ -110,7 +132,7 @@ class Leasing:
         if _LOCK_WORDS not in reason:
             return refused
         try:
-            self._refuse_held(vm_id, lease)
+            self.refuse_held(vm_id, lease)
         except errors.Problem as problem:
             return problem
         domain_id = lease["domain"]["id"]

@@ -1,61 +1,140 @@
-"""What a VM with a lease opened when it was started, looked at again once it holds the lease.
+"""The start of a VM with a lease: its guest stands still until it is certain that QEMU opened what counts.
 
-QEMU opens its files before libvirt takes the lease. An offline merge that another host ended in that moment has left it
-on volumes that are dropped, and what its guest writes there would be lost. With the lease held nothing changes more.
-The start is journalled (`starts`), so that an agent that dies in between looks when it is back.
+    note the lease's version and the chains -> launch, standing still -> look at both again
+    -> resume (libvirt takes the lease) -> the lease was taken once, by us -> forget the note
+
+QEMU opens its files at the launch, and libvirt takes the lease only when the guest is to run. An offline merge that
+another host ended in between would leave the guest on volumes that are dropped, and what it writes there would be
+lost. Each taking of a lease counts its version up, so one number tells whether anybody had it since the note.
+The note (`openings`) lets an agent that died, or a libvirtd that was away, go on here; the guest stands till then.
 """
 
 from __future__ import annotations
 
+import time
 from typing import Any
 
-from chassis import logs
+from chassis import crash, logs
 from contracts import errors
-from services.hostagent import process
+from services.hostagent import monitor, process
+from services.hostagent.virt import NoDomain
 from services.hostagent.work import Parts
 
-WHY = "a merge ended on another host while the VM was being started"
+WHY = "somebody else had its lease while the VM was being started, and may have changed its chains"
+GONE_SECONDS = 120.0  # that a QEMU is missing before its note is forgotten: libvirt may still be launching it
 
 Disk = dict[str, Any]  # contracts.hostagent.DiskRef
+Note = dict[str, Any]  # lease (contracts.hostagent.Lockspace), offset, version, disks: [{"disk", "chain" (leaf first)}]
 _log = logs.get("opening")
 
 
 class Opening:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
+        self._missing: dict[str, float] = {}
 
-    def note(self, spec: dict[str, Any]) -> None:
+    def note(self, spec: dict[str, Any], offset: int) -> None:
         """Before the launch of a VM with a lease."""
-        disks = [one["disk"] for one in spec["disks"]]
-        noted = [{"disk": disk, "chain": self._chain(disk)} for disk in disks]
-        self._parts.journal.put("starts", spec["id"], noted)
+        version = self._parts.leasing.version(spec["id"], spec["lease"])
+        disks = [{"disk": one["disk"], "chain": self._chain(one["disk"])} for one in spec["disks"]]
+        note = {"lease": spec["lease"], "offset": offset, "version": version, "disks": disks}
+        self._parts.journal.put("openings", spec["id"], note)
 
-    def check(self, vm_id: str) -> None:
-        """Once it holds the lease. Raises ChainDiffers for one that opened another chain than there is, and what a
-        chain that cannot be read is told with; then the VM is ended: a refused start leaves nothing that runs."""
+    def forget(self, vm_id: str) -> None:
+        """It is not to run any more, or never came up."""
+        self._missing.pop(vm_id, None)
+        self._parts.journal.put("openings", vm_id, None)
+
+    def is_noted(self, vm_id: str) -> bool:
+        """Whether a start is under way in which it is not certain yet that the guest may run."""
+        return self._parts.journal.get("openings", vm_id) is not None
+
+    def go_on(self, vm_id: str) -> None:
+        """Let the guest of a noted start run, or see that it was right to; nothing where nothing is noted. The caller
+        holds the VM. Raises ChainDiffers for a VM that opened something else than what counts, LeaseHeld, LeaseFailed,
+        LeaseNotTaken, and what a chain or a lease that cannot be read is told with: then the VM is ended, for a refused
+        start leaves nothing that runs. HypervisorAway and VmUnsure: the guest stands still, asking again goes on."""
+        note = self._parts.journal.get("openings", vm_id)
+        if note is None:
+            return
         try:
-            for noted in self._parts.journal.get("starts", vm_id) or ():
-                if self._chain(noted["disk"]) != noted["chain"]:
-                    raise errors.ChainDiffers(disk_id=noted["disk"]["disk_id"], reason=f"{WHY}; start it again")
+            with self._parts.leasing.telling(vm_id, note["lease"]):
+                self._go_on(vm_id, note)
+        except (errors.HypervisorAway, errors.VmUnsure):
+            raise
         except errors.Problem as problem:
             self._parts.leasing.destroy(vm_id, str(problem))
+            if process.find(vm_id) is None:
+                self.forget(vm_id)
             raise
-        self._parts.journal.put("starts", vm_id, None)
+        self.forget(vm_id)
+
+    def _go_on(self, vm_id: str, note: Note) -> None:
+        fresh = self._stands(vm_id)
+        if fresh and self._is_ours(vm_id, note):  # a libvirtd that died between taking the lease and going on
+            self._parts.monitors.ask(vm_id, "cont")
+        elif fresh:
+            self._refuse_changed(vm_id, note)
+            crash.point("start.before_resume")
+            self._resume(vm_id)
+            crash.point("start.after_resume")
+        self._parts.leasing.confirm(vm_id, note["lease"], note["offset"])
+        if not self._is_ours(vm_id, note) and (fresh or self._writes_to_lost(vm_id, note)):
+            raise self._differs(note["disks"])
+
+    def _is_ours(self, vm_id: str, note: Note) -> bool:
+        """Whether QEMU holds the lease and nobody had it since the note: the chain is still the one that it opened."""
+        return self._parts.leasing.version_held(vm_id, note["lease"]) == note["version"] + 1
+
+    def _stands(self, vm_id: str) -> bool:
+        """Whether it has not run yet since its launch."""
+        try:
+            return self._parts.monitors.status(vm_id) == "prelaunch"
+        except (monitor.Mute, monitor.Refused):
+            raise errors.VmUnsure(vm_id=vm_id, reason="QEMU's monitor does not answer") from None
+
+    def _refuse_changed(self, vm_id: str, note: Note) -> None:
+        """Who has the lease is looked at first: then nobody can be at work and not be seen."""
+        self._parts.leasing.refuse_held(vm_id, note["lease"])
+        if self._parts.leasing.version(vm_id, note["lease"]) != note["version"]:
+            raise self._differs(note["disks"])
+        for noted in note["disks"]:
+            if self._chain(noted["disk"]) != noted["chain"]:
+                raise self._differs([noted])
+
+    def _differs(self, disks: list[dict[str, Any]]) -> errors.ChainDiffers:
+        return errors.ChainDiffers(disk_id=disks[0]["disk"]["disk_id"], reason=f"{WHY}; start it again")
+
+    def _resume(self, vm_id: str) -> None:
+        try:
+            self._parts.virt.ask(vm_id, "resume", lambda domain: domain.resume())
+        except NoDomain:
+            raise errors.VmUnsure(vm_id=vm_id, reason="libvirt has lost the VM") from None
+
+    # -- when the ask that began it is gone --
 
     def finish(self) -> None:
-        """After a death of the agent. Snapshots and merges may have come since: what counts is whether QEMU still
-        writes to the leaf of then, and that is dropped (a pivot marks its top only when QEMU writes to base)."""
-        for vm_id, noted in self._parts.journal.all("starts").items():
+        """After a death of the agent, or while libvirtd was away; those that a start has in hand are left to it."""
+        for vm_id in self._parts.journal.all("openings"):
             try:
-                with self._parts.vms.hold(vm_id, "a start that was not looked at", 20.0):
-                    self._finish(vm_id, noted)
+                with self._parts.vms.hold(vm_id, "a start that was not looked at", 0.0):
+                    self._finish(vm_id)
+            except errors.DiskBusy:
+                continue
             except errors.Problem as problem:
-                _log.warning("whether a VM was started from what is dropped is unknown", vm_id=vm_id, why=str(problem))
+                _log.warning("a start that was left could not be ended well", vm_id=vm_id, reason=str(problem))
 
-    def _finish(self, vm_id: str, noted: list[dict[str, Any]]) -> None:
-        if process.find(vm_id) is not None and any(self._is_lost(vm_id, one["disk"], one["chain"][0]) for one in noted):
-            self._parts.leasing.destroy(vm_id, WHY)
-        self._parts.journal.put("starts", vm_id, None)
+    def _finish(self, vm_id: str) -> None:
+        if process.find(vm_id) is not None:
+            self._missing.pop(vm_id, None)
+            self.go_on(vm_id)
+        elif time.monotonic() - self._missing.setdefault(vm_id, time.monotonic()) > GONE_SECONDS:
+            self.forget(vm_id)
+
+    def _writes_to_lost(self, vm_id: str, note: Note) -> bool:
+        """Snapshots, merges and pauses may have come since: what counts is whether QEMU still writes to the leaf of
+        then, and that is dropped (a pivot marks its top only when QEMU writes to base)."""
+        return any(self._is_lost(vm_id, one["disk"], one["chain"][0]) for one in note["disks"])
 
     def _is_lost(self, vm_id: str, disk: Disk, leaf: str) -> bool:
         qemu = self._parts.eyes.qemu(vm_id, disk)

@@ -177,16 +177,29 @@ def _holds(one: dict[str, Any], host: dict[str, Any] | None) -> bool:
     return not gone and host["generation"] <= one["generation"]
 
 
+def version(domain: Ref, vm: str) -> dict[str, Any]:
+    """{"version"} of the VM's lease on the storage: each taking of it counts up by one, whoever takes it."""
+    offset = _find(domain, vm)
+    if offset is None:
+        raise errors.LeaseFailed(vm_id=vm, domain_id=domain["id"], action="looked up", reason="there is none")
+    try:
+        return {"version": sanlock.read_resource(_xleases(domain), offset)["version"]}
+    except sanlock.SanlockException as fault:
+        raise guarded(fault, domain, vm, "read") from None
+
+
 def held(domain: Ref, vm: str, pid: int) -> dict[str, Any]:
-    """{"held"}: whether the process with this pid holds the VM's lease, by this host's sanlock."""
+    """{"held", "version"}: whether the process with this pid holds the VM's lease, by this host's sanlock, and with
+    which version it took it (null: it does not)."""
     try:
         resources = sanlock.inquire(pid=pid)
     except sanlock.SanlockException as fault:
         if fault.errno == errno.ESRCH:  # sanlock knows no such process
-            return {"held": False}
+            return {"held": False, "version": None}
         raise guarded(fault, domain, vm, "looked up") from None
     wanted = (domain["id"].encode(), vm.encode())
-    return {"held": any((one["lockspace"], one["resource"]) == wanted for one in resources)}
+    versions = [one["version"] for one in resources if (one["lockspace"], one["resource"]) == wanted]
+    return {"held": bool(versions), "version": versions[0] if versions else None}
 
 
 def ready(domain: Ref, vm: str, pid: int) -> dict[str, Any]:

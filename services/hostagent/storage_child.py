@@ -68,6 +68,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "lease_held": _sanlock("held"),
     "lease_ready": _sanlock("ready"),
     "find_lease": _sanlock("find"),
+    "lease_version": _sanlock("version"),
 }
 
 

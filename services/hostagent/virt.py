@@ -139,10 +139,10 @@ class Virt:
         limit = self._place.look_seconds if seconds is None else seconds
         return self._guard(what, lambda: self._looks.run(what, limit, lambda: call(self._open_one())))
 
-    def launch(self, vm_id: str, xml: str) -> None:
-        """Create a transient domain."""
-        seconds = self._place.ask_seconds
-        self._ask(vm_id, "createXML", seconds, lambda: self._open_one().createXML(xml, 0), point="start.after_ask")
+    def launch(self, vm_id: str, xml: str, *, standing: bool) -> None:
+        """Create a transient domain; `standing`: its guest does not run yet, and libvirt has taken no lease."""
+        seconds, flags = self._place.ask_seconds, libvirt.VIR_DOMAIN_START_PAUSED if standing else 0
+        self._ask(vm_id, "createXML", seconds, lambda: self._open_one().createXML(xml, flags), point="start.after_ask")
 
     def _with_domain(self, vm_id: str, call: Callable[[Any], T]) -> T:
         return call(self._open_one().lookupByUUIDString(vm_id))

@@ -22,11 +22,11 @@ Facts = dict[str, Any]  # contracts.hostagent.VmFacts
 
 
 class Vms:
-    def __init__(self, parts: Parts) -> None:
+    def __init__(self, parts: Parts, opening: Opening) -> None:
         self._parts = parts
         self._place, self._eyes, self._virt = parts.place, parts.eyes, parts.virt
         self._monitors, self._storage = parts.monitors, parts.storage
-        self._record, self._opening = Record(parts), Opening(parts)
+        self._record, self._opening = Record(parts), opening
 
     def look(self, vm_id: str, life: str | None = None) -> Facts:
         """`life`: libvirt's word where the caller has it already."""
@@ -51,21 +51,32 @@ class Vms:
         vm_id = spec["id"]
         with self._parts.vms.hold(vm_id, f"start of VM {vm_id}", 20.0):
             facts = self._settled(vm_id)
-            if facts["state"] != "down":
+            if facts["state"] == "down":
+                self._launch(spec)
+            elif not self._opening.is_noted(vm_id):
                 return facts
-            self._monitors.forget(vm_id)
-            with self._parts.leasing.starting(vm_id, spec.get("lease")) as lease:
-                for disk in spec["disks"]:
-                    self._record.put_back(disk["disk"])  # a VM never starts on a chain that was not recorded
-                if lease is not None:
-                    self._opening.note(spec)
-                xml = self._build(spec, lease)
-                crash.point("start.before_ask")
-                self._virt.launch(vm_id, xml)
-                crash.point("start.after_settled")
-            if lease is not None:
-                self._opening.check(vm_id)
+            self._opening.go_on(vm_id)
         return self.look(vm_id)
+
+    def _launch(self, spec: dict[str, Any]) -> None:
+        """With a lease the guest stands still yet."""
+        vm_id, lease = spec["id"], spec.get("lease")
+        self._monitors.forget(vm_id)
+        element = self._parts.leasing.prepare(vm_id, lease)
+        for disk in spec["disks"]:
+            self._record.put_back(disk["disk"])  # a VM never starts on a chain that was not recorded
+        if element is not None:
+            self._opening.note(spec, element["offset"])
+        try:
+            xml = self._build(spec, element)
+            crash.point("start.before_ask")
+            with self._parts.leasing.telling(vm_id, lease):
+                self._virt.launch(vm_id, xml, standing=element is not None)
+        except errors.Problem as problem:
+            if not isinstance(problem, errors.HypervisorAway):  # that one may come up later
+                self._opening.forget(vm_id)
+            raise
+        crash.point("start.after_settled")
 
     def shut_down(self, vm_id: str) -> Facts:
         facts = self._settled(vm_id)
@@ -74,6 +85,7 @@ class Vms:
         return self.look(vm_id)
 
     def power_off(self, vm_id: str) -> Facts:
+        self._opening.forget(vm_id)
         facts = self._settled(vm_id)
         if facts["state"] != "down":
             found = process.find(vm_id)
@@ -153,7 +165,7 @@ class Vms:
             return None
 
     def _paused_by(self, vm_id: str, status: str | None) -> str:
-        if self._parts.journal.get("pauses", vm_id):
+        if self._parts.journal.get("pauses", vm_id) or self._opening.is_noted(vm_id):
             return "agent"
         return "io_error" if status == "io-error" else "user"
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +49,21 @@ def wait_joined(agent: Agent, vm: LeasedVm) -> None:
         return lockspaces(agent).get(vm.domain["id"], {}).get("state") == "joined"
 
     wait.until("the lockspace to be joined", joined, 60, every=0.2)
+
+
+@contextlib.contextmanager
+def hanging(agent: Agent, vm: LeasedVm, hang: str) -> Iterator[None]:
+    """An agent one of whose native calls hangs ("resume:6": for 6 s); afterwards it is as before."""
+    agent.kill()
+    agent.env = {"DRYSTONE_TEST_HANG": hang}
+    agent.start()
+    wait_joined(agent, vm)
+    try:
+        yield
+    finally:
+        agent.kill()
+        agent.env = {}
+        agent.start()
 
 
 def write_offline(agent: Agent, vm: LeasedVm, *command: str) -> str:

@@ -21,7 +21,7 @@ from deploy.guest import image
 from deploy.stack import wait
 from services.hostagent import files, layout
 from tests.system.hostagent.lab import Agent, in_background
-from tests.system.hostagent.leased import LeasedVm, start, state, wait_joined
+from tests.system.hostagent.leased import LeasedVm, hanging, start, state, wait_joined
 
 pytestmark = pytest.mark.lab
 Pair = tuple[Agent, Agent]
@@ -240,55 +240,48 @@ def test_a_copy_whose_part_dies_is_begun_anew(vm: OfflineVm, victim: str) -> Non
 
 @pytest.mark.chaos
 def test_a_merge_that_ends_while_another_host_starts_the_vm_is_noticed(agents: Pair, vm: OfflineVm) -> None:
-    """QEMU opens its files before libvirt takes the lease: it must not go on with what is dropped."""
-    _, second = agents
-    second.kill()
-    second.env = {"DRYSTONE_TEST_HANG": "createXML:6"}
-    second.start()
-    wait_joined(second, vm)
-    try:
-        request = vm.offline(2)
+    """QEMU opens its files before libvirt takes the lease: its guest must not run on what is dropped."""
+    second, request, log = agents[1], vm.offline(2), vm.log
+    vm.log = log.with_name("lost")
+    with hanging(second, vm, "createXML:6"):
         with in_background(start, second, vm, 2) as starting:
             time.sleep(3)
             vm.begin(request)
             assert vm.is_merged(request)
         assert isinstance(starting["problem"], errors.ChainDiffers), starting
         assert state(second, vm) == "down"
-    finally:
-        second.kill()
-        second.env = {}
-        second.start()
+        assert not _has_run(vm)
+        assert not second.journal()["openings"]
+    vm.log = log
     vm.finish_offline(request)
     vm.sound()
 
 
 @pytest.mark.chaos
-def test_an_agent_that_dies_in_such_a_start_ends_the_vm_once_it_is_back(agents: Pair, vm: OfflineVm) -> None:
-    """What its guest wrote in between is gone with the dropped volume: it is not let go on."""
-    _, second = agents
-    second.kill()
-    second.env = {"DRYSTONE_TEST_HANG": "createXML:6"}
-    second.crash_at("start.after_settled")
-    second.start()
-    wait_joined(second, vm)
-    request, log = vm.offline(2), vm.log
+def test_a_guest_does_not_run_on_what_is_dropped_though_the_agent_died(agents: Pair, vm: OfflineVm) -> None:
+    """The agent dies between launch and look: the guest stands still, and is ended once the agent is back."""
+    second, request, log = agents[1], vm.offline(2), vm.log
     vm.log = log.with_name("lost")
-    try:
+    with hanging(second, vm, "createXML:6"):
+        second.crash_at("start.after_settled")
         with in_background(start, second, vm, 2):
             time.sleep(3)
             vm.begin(request)
             assert vm.is_merged(request)
             second.wait_crashed()
-        assert second.journal()["starts"][vm.id]
-    finally:
-        second.kill()
-        second.env = {}
-        second.start()
+        assert second.host.qemu_pid(f"vm-{vm.id}")
+        assert second.journal()["openings"][vm.id]
     wait.until("the VM to be ended", lambda: state(second, vm) == "down", 60)
-    wait.until("the note to go", lambda: not second.journal()["starts"], 30)
+    wait.until("the note to go", lambda: not second.journal()["openings"], 30)
+    assert not _has_run(vm)
     vm.log = log
     vm.finish_offline(request)
     vm.sound()
+
+
+def _has_run(vm: OfflineVm) -> bool:
+    """Whether its guest got as far as to say anything."""
+    return vm.log.exists() and vm.log.stat().st_size > 0
 
 
 def _copying(top_id: str) -> list[int]:
