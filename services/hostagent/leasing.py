@@ -64,29 +64,14 @@ class Leasing:
         try:
             yield
         except errors.HypervisorRefused as refused:
-            if lease is None:
-                raise
-            raise self._why_refused(vm_id, lease, refused) from None
+            raise refused if lease is None else self._why_refused(vm_id, lease, refused) from None
 
     def confirm(self, vm_id: str, lease: Lease, offset: int) -> None:
-        """Once the guest runs: it holds its lease, and nobody dropped that meanwhile; else the VM is destroyed.
-        Raises LeaseNotTaken, LeaseFailed."""
+        """Once the guest runs: a VM without its lease is destroyed. Raises LeaseNotTaken, LeaseFailed (dropped)."""
         if not self._is_right(vm_id, lease):
             self.destroy(vm_id, "libvirt did not take its lease")
             raise errors.LeaseNotTaken(vm_id=vm_id, host_id=self._place.host_id)
         self._refuse_dropped(vm_id, lease, offset)
-
-    def version(self, vm_id: str, lease: Lease) -> int:
-        """How often the lease was taken, by the storage. Raises LeaseFailed."""
-        return int(self.spaces.ask("lease_version", lease["domain"], vm=vm_id)["version"])
-
-    def version_held(self, vm_id: str, lease: Lease) -> int | None:
-        """The version with which QEMU took the lease that it holds; None where it holds none."""
-        found = process.find(vm_id)
-        if found is None:
-            return None
-        told = self.spaces.ask("lease_held", lease["domain"], vm=vm_id, pid=found.pid)["version"]
-        return None if told is None else int(told)
 
     def _prepare(self, vm_id: str, lease: Lease) -> dict[str, Any]:
         began = time.monotonic()

@@ -35,7 +35,7 @@ class Opening:
 
     def note(self, spec: dict[str, Any], offset: int) -> None:
         """Before the launch of a VM with a lease."""
-        version = self._parts.leasing.version(spec["id"], spec["lease"])
+        version = self._version(spec["id"], spec["lease"])
         disks = [{"disk": one["disk"], "chain": self._chain(one["disk"])} for one in spec["disks"]]
         note = {"lease": spec["lease"], "offset": offset, "version": version, "disks": disks}
         self._parts.journal.put("openings", spec["id"], note)
@@ -70,33 +70,42 @@ class Opening:
         self.forget(vm_id)
 
     def _go_on(self, vm_id: str, note: Note) -> None:
-        fresh = self._stands(vm_id)
-        if fresh and self._is_ours(vm_id, note):  # a libvirtd that died between taking the lease and going on
-            self._parts.monitors.ask(vm_id, "cont")
+        fresh = self._ask_monitor(vm_id, "query-status")["status"] == "prelaunch"
+        if fresh and self._holds(vm_id, note):  # a libvirtd that died between taking the lease and going on
+            self._ask_monitor(vm_id, "cont")
         elif fresh:
             self._refuse_changed(vm_id, note)
             crash.point("start.before_resume")
             self._resume(vm_id)
             crash.point("start.after_resume")
         self._parts.leasing.confirm(vm_id, note["lease"], note["offset"])
-        if not self._is_ours(vm_id, note) and (fresh or self._writes_to_lost(vm_id, note)):
+        # it has run, so it took its lease: if nobody else did since the note, the chain is the one that it opened
+        alone = self._version(vm_id, note["lease"]) == note["version"] + 1
+        if not alone and (fresh or self._writes_to_lost(vm_id, note)):
             raise self._differs(note["disks"])
 
-    def _is_ours(self, vm_id: str, note: Note) -> bool:
-        """Whether QEMU holds the lease and nobody had it since the note: the chain is still the one that it opened."""
-        return self._parts.leasing.version_held(vm_id, note["lease"]) == note["version"] + 1
+    def _holds(self, vm_id: str, note: Note) -> bool:
+        """Whether QEMU has the lease, and nobody had it since the note."""
+        found, domain = process.find(vm_id), note["lease"]["domain"]
+        if found is None:
+            return False
+        told = self._parts.leasing.spaces.ask("lease_held", domain, vm=vm_id, pid=found.pid)
+        return bool(told["version"] == note["version"] + 1)
 
-    def _stands(self, vm_id: str) -> bool:
-        """Whether it has not run yet since its launch."""
+    def _version(self, vm_id: str, lease: dict[str, Any]) -> int:
+        """How often the lease was taken, by the storage. Raises LeaseFailed."""
+        return int(self._parts.leasing.spaces.ask("lease_version", lease["domain"], vm=vm_id)["version"])
+
+    def _ask_monitor(self, vm_id: str, command: str) -> Any:
         try:
-            return self._parts.monitors.status(vm_id) == "prelaunch"
+            return self._parts.monitors.ask(vm_id, command)
         except (monitor.Mute, monitor.Refused):
             raise errors.VmUnsure(vm_id=vm_id, reason="QEMU's monitor does not answer") from None
 
     def _refuse_changed(self, vm_id: str, note: Note) -> None:
         """Who has the lease is looked at first: then nobody can be at work and not be seen."""
         self._parts.leasing.refuse_held(vm_id, note["lease"])
-        if self._parts.leasing.version(vm_id, note["lease"]) != note["version"]:
+        if self._version(vm_id, note["lease"]) != note["version"]:
             raise self._differs(note["disks"])
         for noted in note["disks"]:
             if self._chain(noted["disk"]) != noted["chain"]:
