@@ -127,7 +127,9 @@ class World:
             api.hosts.create({"id": host.id, "name": host.name, "cluster_id": world.cluster_id}, key=host.id)
         for host in stack.hosts.values():
             world.wait_for_host(host.id)
-        made = api.storage_domains.create({"name": "data1", "data_center_id": center["id"], "path": str(stack.domain)})
+        first = next(iter(stack.hosts.values()))  # who makes a domain is asked first for its disks, too
+        domain = {"name": "data1", "data_center_id": center["id"], "path": str(stack.domain), "host_id": first.id}
+        made = api.storage_domains.create(domain)
         world.domain_id = made["id"]
         return world
 

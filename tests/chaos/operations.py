@@ -3,11 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import time
-import uuid
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 from client.errors import ApiError, Unreachable
@@ -128,6 +125,22 @@ class Active(Internal):
         self._goes(self.place.vm, *self._take(1))
 
 
+class Down(Active):
+    """The VM is down, and a host copies offline. Whoever ends its QEMU finds none."""
+
+    def arrange(self) -> None:
+        super().arrange()
+        self.place.vm.power_off()
+
+
+class DownInside(Internal):
+    """As Down, in the middle of the chain."""
+
+    def arrange(self) -> None:
+        super().arrange()
+        self.place.vm.power_off()
+
+
 class Range(Operation):
     """Several neighbours in one job, with the active volume or without."""
 
@@ -179,144 +192,13 @@ class Cancel(Active):
         return self.place.job(job_id)
 
 
-class Plain(Operation):
-    """A request that is no job: it is over when the world is so, and asked again it finds that."""
-
-    def end(self, job_id: str) -> Mapping[str, Any]:
-        def look() -> bool:
-            return self.over(job_id) or (self._insist() and self.over(job_id))
-
-        self.place.until(f"the end of: {self.plan.operation}", look, 90)
-        return {"id": job_id, "state": "done", "reason": None}
-
-    def _insist(self) -> bool:
-        """Whoever learnt nothing asks again."""
-        time.sleep(1)
-        self.ask("")
-        return True
-
-
-class Start(Plain):
-    """The VM is started."""
-
-    def arrange(self) -> None:
-        self.place.vm.power_off()
-
-    def ask(self, key: str) -> str:
-        self.place.api.start_vm(self.place.vm.id, self.place.host.id)
-        return "start"
-
-    def over(self, job_id: str) -> bool:
-        return self.place.vm.state() in ("running", "down")
-
-    def end(self, job_id: str) -> Mapping[str, Any]:
-        state = self.place.settled(self.place.vm)
-        reason = {"code": "vm_stopped", "message": "The VM is down again."}
-        return {"id": job_id, "state": "done" if state == "running" else "undone", "reason": reason}
-
-    def repeat(self) -> None:
-        self.place.running(self.place.vm)
-
-
-class Stop(Plain):
-    """The VM is powered off, or asked to shut down."""
-
-    def ask(self, key: str) -> str:
-        down = self.place.vm.state() == "down"
-        if not down and "shutting_down" in self.plan.point:
-            self.place.api.shut_down_vm(self.place.vm.id)
-        elif not down:
-            self.place.api.power_off_vm(self.place.vm.id)
-        return "stop"
-
-    def over(self, job_id: str) -> bool:
-        return self.place.vm.state() == "down"
-
-
-class DropDisk(Plain):
-    """A disk that no VM has is deleted."""
-
-    def arrange(self) -> None:
-        body = {"alias": f"spare-{self.plan.seed}-{time.time_ns()}", "domain_id": self.place.spare, "capacity": MIB}
-        self.row = self.place.api.disks.create(body)
-
-    @property
-    def touched(self) -> tuple[Machine, ...]:
-        return ()
-
-    def ask(self, key: str) -> str:
-        is_gone(lambda: self.place.api.disks.delete(self.row["id"], self.row["version"]))
-        return "drop"
-
-    def over(self, job_id: str) -> bool:
-        return is_gone(lambda: self.place.api.disks.get(self.row["id"]))
-
-
-class MakeDomain(Plain):
-    """A storage domain is made; afterwards it is deleted, and nothing is left of it."""
-
-    def arrange(self) -> None:
-        self.body = self.place.new_domain(f"extra-{self.plan.seed}-{time.time_ns()}")
-        self.key = str(uuid.uuid4())
-
-    @property
-    def touched(self) -> tuple[Machine, ...]:
-        return ()
-
-    def ask(self, key: str) -> str:
-        self.row = self.place.api.storage_domains.create(self.body, self.key)
-        return "make"
-
-    def over(self, job_id: str) -> bool:
-        return self.place.api.storage_domains.get(self.row["id"])["state"] == "active"
-
-    def clean(self) -> None:
-        row = self.place.api.storage_domains.get(self.row["id"])
-        self.place.api.storage_domains.delete(row["id"], row["version"])
-        left = [str(path) for path in Path(self.body["path"]).rglob("*")]
-        assert not left, f"left behind in the domain's folder: {left[:6]}"
-
-
-class DropDomain(MakeDomain):
-    """A storage domain is deleted."""
-
-    def arrange(self) -> None:
-        super().arrange()
-        self.row = self.place.api.storage_domains.create(self.body, self.key)
-
-    def ask(self, key: str) -> str:
-        is_gone(lambda: self.place.api.storage_domains.delete(self.row["id"], self.row["version"]))
-        return "drop"
-
-    def over(self, job_id: str) -> bool:
-        return is_gone(lambda: self.place.api.storage_domains.get(self.row["id"]))
-
-    def clean(self) -> None:
-        left = [str(path) for path in Path(self.body["path"]).rglob("*")]
-        assert not left, f"left behind in the domain's folder: {left[:6]}"
-
-
-def is_gone(ask: Callable[[], object]) -> bool:
-    """Whether the API says that there is no such thing."""
-    try:
-        ask()
-    except ApiError as fault:
-        if fault.code == "not_found":
-            return True
-        raise
-    return False
-
-
 ALL: dict[str, type[Operation]] = {
     "take": Take,
     "internal": Internal,
     "active": Active,
     "range": Range,
     "many": Many,
+    "down newest": Down,
+    "down inside": DownInside,
     "cancel": Cancel,
-    "start": Start,
-    "stop": Stop,
-    "drop disk": DropDisk,
-    "make domain": MakeDomain,
-    "drop domain": DropDomain,
 }

@@ -17,10 +17,11 @@ from client.errors import ApiError, Unreachable
 from deploy.stack import wait
 from deploy.stack.parts import Process
 from deploy.stack.room import RoomGone
-from tests.chaos import operations, place, whole
+from tests.chaos import operations, place, plain, whole
 from tests.chaos.place import PASSES, Place
 from tests.chaos.walk import MOMENT, Plan
 
+ALL = {**operations.ALL, **plain.ALL}
 LIMIT = 180  # seconds for a whole run, preparing and checking included; they take 8 to 20
 DONE, UNDONE, MISSED, FAILED = "done", "undone", "not reached", "failed"
 
@@ -101,7 +102,7 @@ def walk(where: Place, plan: Plan) -> Outcome:
 
 
 def _run(where: Place, plan: Plan, mark: Callable[[], None]) -> tuple[str, str]:
-    operation = operations.ALL[plan.operation](where, plan)
+    operation = ALL[plan.operation](where, plan)
     operation.prepare()
     mark()
     process = where.owner_of(plan.point)
@@ -204,7 +205,7 @@ def _taken(operation: operations.Operation, key: str) -> str | None:
 def _same_again(where: Place, operation: operations.Operation, key: str, job: Mapping[str, Any]) -> None:
     again = where.until("an answer to the second request", lambda: operation.ask(key))
     assert again == job["id"], f"the second request made job {again}, the first {job['id']}"
-    if not isinstance(operation, operations.Plain):
+    if not isinstance(operation, plain.Plain):
         state = where.until("the job", lambda: where.api.jobs.get(again)["state"])
         assert state == job["state"], f"asked again the job is {state}, it was {job['state']}"
 

@@ -6,7 +6,7 @@ from collections import Counter, defaultdict
 from collections.abc import Iterable, Sequence
 
 from tests.chaos.run import DONE, FAILED, MISSED, UNDONE, Outcome
-from tests.chaos.walk import MOMENT, VICTIMS
+from tests.chaos.walk import MOMENT, VICTIMS, elsewhere
 
 SIGNS = {DONE: "d", UNDONE: "u", MISSED: "-", FAILED: "F"}
 LEGEND = "d done, u undone with a reason, - not reached (never counted as passed), F failed; 2d1u: two done, one undone"
@@ -24,8 +24,8 @@ def text(outcomes: Sequence[Outcome], unwalked: Iterable[str] = ()) -> str:
     ]
     left = list(unwalked)
     if left:
-        parts += ["", f"No operation of this walk comes by these {len(left)} points (tests of their own arm them):"]
-        parts += [f"  {point}" for point in left]
+        parts += ["", f"No operation of this walk comes by these {len(left)} points:"]
+        parts += [f"  {point}: {elsewhere(point)}" for point in left]
     return "\n".join(parts) + "\n"
 
 

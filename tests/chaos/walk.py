@@ -15,7 +15,7 @@ from dataclasses import dataclass
 VICTIMS = ("snapshots", "agent", "rabbitmq", "database", "libvirtd", "qemu", "host")
 MOMENT = "(a moment)"  # in place of a crash point: some milliseconds after the ask
 
-# Which points an operation comes by; docs/chaos.md names the others with the reason.
+# Which points an operation comes by; the others are in ELSEWHERE.
 _MERGE = (
     r"merge\.(plan|commit|record|discard)\.(before_ask|after_ask|after_settled)",
     r"merge\.(extend|pivot)\.after_settled",
@@ -23,6 +23,15 @@ _MERGE = (
     r"record\.after_ask",
     r"discard\.after_ask",
     r"volume\.record\.after_(top|child|base)",
+    r"volume\.discard\.(after_scan|renamed\.\w+|removed\.\w+)",
+)
+# of a VM that is down: the same flow, whose copy is made offline
+_DOWN = (
+    r"merge\.(plan|commit|record|discard)\.(before_ask|after_ask|after_settled)",
+    r"offline\.(before_copy|after_copy|after_record)",
+    r"record\.after_ask",
+    r"discard\.after_ask",
+    r"volume\.record\.after_top",
     r"volume\.discard\.(after_scan|renamed\.\w+|removed\.\w+)",
 )
 _PIVOT = (r"merge\.pivot\.(before_ask|after_ask)", r"pivot\.\w+")
@@ -36,15 +45,40 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "active": (*_MERGE, *_PIVOT),
     "range": (*_MERGE, *_PIVOT, r"volume\.record\.after_between"),
     "many": (*_MERGE, *_PIVOT),
+    "down newest": (*_DOWN, r"offline\.after_mark"),
+    "down inside": (*_DOWN, r"offline\.after_header", r"volume\.record\.after_child"),
     "cancel": (r"merge\.commit\.(before|after)_undo",),
     "start": (r"start\.\w+", r"inventory\.start_vm\.\w+"),
     "stop": (r"inventory\.(powering_off|shutting_down)\.\w+",),
+    "first start": (r"lease\.\w+",),
+    "make disk": (r"inventory\.create_disk\.\w+", r"volume\.create\.\w+"),
+    "template": (r"inventory\.copy_disk\.\w+", r"volume\.copy\.\w+"),
     "drop disk": (r"inventory\.delete_disk\.\w+", r"image\.delete\.\w+"),
     "make domain": (r"inventory\.create_domain\.\w+", r"domain\.create\.\w+"),
     "drop domain": (r"inventory\.delete_domain\.\w+", r"domain\.delete\.\w+"),
 }
+# Points that no operation comes by, why, and the tests that arm them.
+ELSEWHERE = {
+    r"merge\.pivot\.(before|after)_undo|snapshot\.switch\.(before|after)_undo": (
+        "QEMU has to refuse what it was asked for: tests/service/snapshots/test_crashes.py"
+    ),
+    r"switch\.after_freeze\w*": "needs a guest with an agent: tests/system/hostagent/test_quiesce.py",
+    r"repair\.\w+": "libvirtd has to have lost a VM: tests/system/hostagent/test_repair.py",
+    r"chain\.after_ask|volume\.chain\.\w+": (
+        "a person has the database repaired: tests/system/hostagent/test_undone.py, "
+        "tests/unit/hostagent/storage/test_records.py"
+    ),
+    r"volume\.discard\.marked": "an unused volume is dropped: tests/unit/hostagent/storage/test_unused.py",
+    r"volume\.put_back\.\w+": (
+        "follows the death of a QEMU in an internal merge: tests/unit/hostagent/storage/test_merging.py"
+    ),
+    r"volume\.thin\.\S+|inventory\.create_thin_disk\.\w+": (
+        "needs a template: tests/system/product/test_templates.py, tests/service/inventory/test_deaths.py"
+    ),
+    r"inventory\.look_domain\.\w+": "asked by the clock, and changes nothing: tests/service/inventory/test_deaths.py",
+}
 # The operations among which a run without a crash point chooses.
-MOVING = ("take", "internal", "active", "range", "many", "cancel")
+MOVING = ("take", "internal", "active", "range", "many", "down newest", "down inside", "cancel")
 
 
 @dataclass(frozen=True)
@@ -73,6 +107,11 @@ def comes_by(operation: str, point: str) -> bool:
 def unwalked(points: Collection[str]) -> list[str]:
     """The points that no operation of the walk comes by."""
     return sorted(point for point in points if not any(comes_by(one, point) for one in OPERATIONS))
+
+
+def elsewhere(point: str) -> str | None:
+    """Why no operation comes by this point, and the tests that arm it."""
+    return next((why for pattern, why in ELSEWHERE.items() if re.fullmatch(pattern, point)), None)
 
 
 def matrix(points: Collection[str]) -> list[tuple[str, str]]:
