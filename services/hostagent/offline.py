@@ -187,6 +187,10 @@ class Offline:
                 raise errors.from_wire(said["error"])
             if "ok" in said:
                 return
+            if "lost" in said:
+                disk_id, top_id = run.request["disk"]["disk_id"], run.request["top_id"]
+                _log.warning("dirty bitmaps end with an offline merge", disk_id=disk_id, top_id=top_id, **said)
+                continue
             run.cur, run.end, now = said["cur"], said["end"], time.monotonic()
             if now - told >= EVERY:
                 rate = int(max(0, run.cur - last) / (now - told)) if told else 0

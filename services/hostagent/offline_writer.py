@@ -1,7 +1,7 @@
 """What writes when a snapshot of a VM that is down is merged: a process that holds the VM's lease for all of it.
 
     put back what was not recorded -> look at the chain and at everybody else's references -> qemu-img commit
-    -> sync base -> the child's header := base, synced and read back -> the record (top's mark first)
+    -> dirty bitmaps -> sync base -> the child's header := base, synced and read back -> the record (top's mark first)
 
 Until the mark of top the chain of before holds everything: reading through top, or through what lies between, gives the
 same whatever was copied into base. So a death at any point costs the copy and nothing else, and the next one begins
@@ -28,7 +28,19 @@ from typing import Any, TypeVar
 
 from chassis import crash
 from contracts import errors
-from services.hostagent import chain, domain, files, layout, merging, process, sanlocks, scan, under_lease, volume
+from services.hostagent import (
+    bitmaps,
+    chain,
+    domain,
+    files,
+    layout,
+    merging,
+    process,
+    sanlocks,
+    scan,
+    under_lease,
+    volume,
+)
 
 LOOK = 0.2  # seconds between two looks whether the agent still lives
 TELL = 0.5  # seconds between two lines of progress
@@ -63,6 +75,8 @@ def merge(order: Order) -> None:
             crash.point("offline.before_copy")
             _unlocked(lambda: _copy(place, order, volumes))
             crash.point("offline.after_copy")
+            if lost := bitmaps.carry(place, image, [top, *between], base):
+                _say({"lost": lost})
             files.sync(place.file(image, base))
             _switch(place, order, volumes[base])
         record = {"image": image, "base": base, "top": top, "child": child, "between": between}

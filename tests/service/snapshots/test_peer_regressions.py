@@ -226,6 +226,21 @@ def test_peer_15_a_disk_that_was_unplugged_is_refused_and_stays_legal(site: Site
     assert not host.asked("start_commit")
 
 
+@pytest.mark.parametrize("order", [(0, 1, 2), (2, 1, 0), (1, 2, 0), (2, 0)])
+def test_peer_15_several_snapshots_of_a_disk_may_be_named_in_any_order(
+    site: Site, host: FakeAgent, order: tuple[int, ...]
+) -> None:
+    """Which merge comes first is the plan's to decide; what stays is the same, and reads the same."""
+    vm = site.vm(host)
+    taken = [site.taken(vm) for _ in range(4)]
+    removal = site.remove_many([taken[number] for number in order])
+    assert site.end_of(removal)["state"] == "done"
+    left = [one for number, one in enumerate(taken) if number not in order]
+    assert sorted(row["id"] for row in site.call(snapshots.list_snapshots, vm_id=vm)["items"]) == sorted(left)
+    assert len(site.volumes(site.disk_ids(vm)[0])) == 1 + len(left)
+    assert site.agrees(host, vm)
+
+
 def test_peer_16_a_copy_that_is_through_is_not_ready_before_libvirt_says_so(site: Site, host: FakeAgent) -> None:
     """cur == end without a ready mirror is no reason to pivot."""
     vm = site.vm(host)

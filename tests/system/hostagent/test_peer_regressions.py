@@ -27,6 +27,13 @@ def bitmaps(agent: Agent, vm: Vm) -> dict[str, dict[str, Any]]:
     return {each["name"]: each for each in device["inserted"].get("dirty-bitmaps", [])}
 
 
+def stored_bitmaps(vm: Vm) -> dict[str, list[str]]:
+    """Those in the header of the leaf of a VM that is down, by name, with their flags."""
+    words = ["qemu-img", "info", "--output=json", str(vm.folder() / vm.leaf())]
+    shown = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+    return {each["name"]: each["flags"] for each in shown["format-specific"]["data"].get("bitmaps", [])}
+
+
 def leaf_node(agent: Agent, vm: Vm) -> str:
     (device,) = [each for each in qmp(agent, vm, "query-block") if each.get("inserted")]
     return str(device["inserted"]["node-name"])
@@ -75,30 +82,58 @@ def test_peer_14_a_dirty_bitmap_goes_on_counting_through_snapshot_and_merge(agen
     node = leaf_node(agent, vm)
     qmp(agent, vm, "block-dirty-bitmap-add", node=node, name="backup-1", persistent=True)
     vm.writes_on()
+    before = bitmaps(agent, vm)["backup-1"]["count"]
     vm.snapshot()
+    assert bitmaps(agent, vm)["backup-1"]["recording"], "libvirt goes on with it in the new leaf"
     vm.writes_on()
-    counted = bitmaps(agent, vm)
     merge_active(agent, vm)
+    merged = bitmaps(agent, vm)["backup-1"]
+    assert merged["recording"], merged
+    assert not merged.get("inconsistent", False), merged
+    assert merged["count"] > before > 0, "what was written between snapshot and merge is not counted"
+    qmp(agent, vm, "block-dirty-bitmap-clear", node=leaf_node(agent, vm), name="backup-1")
     vm.writes_on()
-    merged = bitmaps(agent, vm)
-    assert "backup-1" in merged, (counted, merged)
-    assert merged["backup-1"]["recording"], merged
-    assert not merged["backup-1"].get("inconsistent", False), merged
-    assert merged["backup-1"]["count"] > 0
+    assert bitmaps(agent, vm)["backup-1"]["count"] > 0
     vm.power_off()
-    shown = subprocess.run(
-        ["qemu-img", "info", "--output=json", str(vm.folder() / vm.leaf())], capture_output=True, check=True
-    )
-    assert json.loads(shown.stdout)["format-specific"]["data"].get("bitmaps"), shown.stdout
+    assert stored_bitmaps(vm) == {"backup-1": ["auto"]}
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_peer_14_a_dirty_bitmap_of_the_volume_that_goes_survives_in_the_one_below(
+    agent: Agent, vm: Vm, inside: bool
+) -> None:
+    """Made by a backup tool after the snapshot: in the layer that is merged down, whichever that is then."""
+    vm.writes_on()
+    vm.snapshot()
+    qmp(agent, vm, "block-dirty-bitmap-add", node=leaf_node(agent, vm), name="backup-2", persistent=True)
+    vm.writes_on()
+    before = bitmaps(agent, vm)["backup-2"]["count"]
+    if inside:
+        vm.snapshot()
+        vm.writes_on()
+        request = vm.commit(0)
+        vm.wait_merged(request)
+        vm.finish(request)
+    else:
+        merge_active(agent, vm)
+    vm.writes_on()
+    vm.power_off()
+    words = ["qemu-img", "info", "--output=json", str(vm.folder() / vm.volumes[0][0])]
+    told = json.loads(subprocess.run(words, capture_output=True, check=True).stdout)
+    assert [each["name"] for each in told["format-specific"]["data"]["bitmaps"]] == ["backup-2"]
+    assert before > 0
 
 
 def test_peer_01_a_stale_bitmap_in_the_base_does_not_stop_a_merge(agent: Agent, vm: Vm) -> None:
     """A bitmap that a killed QEMU left marked as in use, in the volume that is merged into."""
     qmp(agent, vm, "block-dirty-bitmap-add", node=leaf_node(agent, vm), name="stale", persistent=True)
     vm.writes_on()
+    vm.power_off()  # only now is it on the storage
+    vm.start()
     pid = agent.host.qemu_pid(f"vm-{vm.id}")
     subprocess.run(["kill", "-KILL", str(pid)], check=True)
     wait.until("the VM to be down", lambda: agent.ask("look_vm", {"vm_id": vm.id})["state"] == "down", 30)
+    assert stored_bitmaps(vm) == {"stale": ["in-use", "auto"]}
     vm.start()
     vm.snapshot()
     vm.writes_on()
