@@ -1,5 +1,8 @@
 """Block jobs of others, and what a cancel may end, on real QEMU."""
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 
 from contracts import errors
@@ -50,6 +53,46 @@ def test_an_active_commit_over_several_layers_is_not_taken_for_ours(agent: Agent
     assert (job["speed"], job["base_id"]) == (MIB, vm.volumes[0][0])
     agent.host.virsh("blockjob", f"vm-{vm.id}", "vda", "--abort")
     vm.wait_merged(vm.commit(0))
+
+
+@pytest.mark.parametrize("relative", [True, False])
+def test_a_job_of_somebody_else_with_our_ends_is_adopted(agent: Agent, vm: Vm, relative: bool) -> None:
+    """Inside the chain; one whose new backing name is absolute is recorded too, and nothing is lost."""
+    for _ in range(3):
+        vm.snapshot()
+        vm.writes_on()
+    folder, (_, base, top, _) = vm.folder(), vm.volumes[0]
+    words: list[str | Path] = ["--base", folder / base, "--top", folder / top, "--bandwidth", "1"]
+    agent.host.virsh("blockcommit", f"vm-{vm.id}", "vda", *words, *(["--keep-relative"] if relative else []))
+    request = vm.commit(1)
+    assert vm.look()["qemu"]["job"]["speed"] == 0, "the limit is ours"
+    vm.wait_merged(request)
+    finished(vm, request)
+
+
+def test_an_active_commit_of_somebody_else_with_our_ends_is_adopted(agent: Agent, vm: Vm) -> None:
+    for _ in range(2):
+        vm.snapshot()
+        vm.writes_on()
+    folder, (_, base, _) = vm.folder(), vm.volumes[0]
+    words: list[str | Path] = ["--base", folder / base, "--active", "--bandwidth", "1"]
+    agent.host.virsh("blockcommit", f"vm-{vm.id}", "vda", *words)
+    request = vm.commit(1)
+    vm.wait_ready()
+    agent.ask("pivot", request)
+    finished(vm, request)
+
+
+def finished(vm: Vm, request: dict[str, Any]) -> None:
+    """Recorded, its files gone, and every acknowledged block there; the VM starts with them."""
+    vm.finish(request)
+    vm.writes_on()
+    vm.power_off()
+    assert vm.check().ok, vm.check().summary()
+    vm.start()
+    vm.writes_on()
+    vm.power_off()
+    assert vm.check().ok, vm.check().summary()
 
 
 def test_a_cancel_without_ends_is_only_a_fence(agent: Agent, vm: Vm) -> None:
