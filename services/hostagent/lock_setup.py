@@ -16,6 +16,8 @@ from typing import NamedTuple
 ETC = Path("/etc/libvirt")
 PLUGINS = ("/usr/lib/*/libvirt/lock-driver/sanlock.so", "/usr/lib*/libvirt/lock-driver/sanlock.so")
 STATUS_SECONDS = 5.0
+# made before sanlock starts, gone only when it ended well: deploy/systemd/sanlock.service.d/drystone.conf
+MARKER = Path("/run/sanlock-unclean")
 # option, value that it must have, value where it is not set
 _OPTIONS = (("auto_disk_leases", "0", "1"), ("require_lease_for_disks", "0", "1"))
 _UUID = re.compile(r"[0-9a-f]{8}(-[0-9a-f]{4}){3}-[0-9a-f]{12}\Z")
@@ -30,7 +32,7 @@ class Fault(NamedTuple):
 
 def find_fault() -> Fault | None:
     """The first thing that is wrong on this host, None when nothing is. Takes some milliseconds."""
-    return plugin_fault(PLUGINS) or files_fault(ETC) or daemon_fault(_status())
+    return plugin_fault(PLUGINS) or files_fault(ETC) or daemon_fault(_status()) or guard_fault(MARKER)
 
 
 def plugin_fault(patterns: tuple[str, ...]) -> Fault | None:
@@ -64,6 +66,17 @@ def daemon_fault(status: str | None) -> Fault | None:
             "Write our_host_name = <a fresh UUID> into /etc/sanlock/sanlock.conf, once for ever, and reboot.",
         )
     return None
+
+
+def guard_fault(marker: Path) -> Fault | None:
+    """A sanlock that is started again in one boot soon has its host id again, while QEMUs that it knows nothing of
+    run on. What keeps it from that leaves a marker while it runs."""
+    if marker.exists():
+        return None
+    return Fault(
+        f"nothing keeps sanlock from being started twice in one boot: {marker} is missing while it runs",
+        "Install deploy/systemd/sanlock.service.d/drystone.conf there and reboot.",
+    )
 
 
 def own_name() -> str:

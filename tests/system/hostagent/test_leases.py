@@ -7,6 +7,7 @@ import pytest
 from contracts import errors
 from deploy.stack import wait
 from services.hostagent import layout, under_lease
+from services.hostagent.lock_setup import MARKER
 from tests.system.hostagent.lab import MIB, Agent, in_background, new_id
 from tests.system.hostagent.leased import LeasedVm, start, state, wait_joined, write_offline
 
@@ -136,6 +137,17 @@ def test_a_wrong_set_up_is_refused_with_file_and_option(
     finally:
         path.write_text(good)
     assert state(agents[0], vm) == "down"
+
+
+def test_a_sanlock_that_could_be_started_twice_in_one_boot_is_refused(agents: Pair, vm: LeasedVm) -> None:
+    room = agents[0].host.room
+    room.run(["rm", str(MARKER)])
+    try:
+        with pytest.raises(errors.LeasesUnfit, match="started twice in one boot"):
+            start(agents[0], vm, 1)
+    finally:
+        room.run(["touch", str(MARKER)])
+    assert start(agents[0], vm, 1)["state"] == "running"
 
 
 def test_a_process_that_is_given_no_lease_runs_no_command(agents: Pair, vm: LeasedVm) -> None:

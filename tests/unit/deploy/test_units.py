@@ -2,11 +2,17 @@
 
 import dataclasses
 import importlib.util
+import os
 import re
+import shlex
+import subprocess
 from pathlib import Path
 
 import pytest
 
+from services.hostagent.lock_setup import MARKER
+
+SANLOCK = Path(__file__).parents[3] / "deploy/systemd/sanlock.service.d/drystone.conf"
 UNITS = sorted((Path(__file__).parents[3] / "deploy/systemd").glob("drystone-*.service"))
 
 
@@ -42,3 +48,27 @@ def test_there_is_a_unit_for_every_process() -> None:
         "drystone-gateway",
         "drystone-hostagent",
     }
+
+
+def test_a_sanlock_that_died_is_not_started_again_in_the_same_boot(tmp_path: Path) -> None:
+    """The two lines of the drop-in as systemd runs them; /run is a folder of ours."""
+    marker = tmp_path / MARKER.name
+    (before,), (after,) = values(SANLOCK, "ExecStartPre"), values(SANLOCK, "ExecStopPost")
+
+    def run(line: str, result: str = "") -> tuple[int, str]:
+        words = [word.replace(str(MARKER), str(marker)) for word in shlex.split(line)]
+        env = {**os.environ, "SERVICE_RESULT": result}
+        done = subprocess.run(words, env=env, capture_output=True, text=True, timeout=10, check=False)
+        return done.returncode, done.stderr
+
+    assert str(MARKER) in before
+    assert run(before) == (0, "")
+    assert marker.exists()
+    assert run(after, "success") == (0, "")
+    assert not marker.exists()
+    assert run(before)[0] == 0
+    run(after, "signal")
+    code, said = run(before)
+    assert code == 1
+    assert "reboot this host" in said
+    assert values(SANLOCK, "Restart") == ["no"]

@@ -47,6 +47,15 @@ def test_files_that_are_missing_are_named(tmp_path: Path) -> None:
     assert str(tmp_path / "qemu.conf") in fault.reason
 
 
+def test_a_sanlock_that_nothing_keeps_from_a_second_start_is_refused(tmp_path: Path) -> None:
+    fault = lock_setup.guard_fault(tmp_path / "sanlock-unclean")
+    assert fault
+    assert "twice in one boot" in fault.reason
+    assert "drystone.conf" in fault.advice
+    (tmp_path / "sanlock-unclean").touch()
+    assert lock_setup.guard_fault(tmp_path / "sanlock-unclean") is None
+
+
 def test_a_missing_plugin_is_named(tmp_path: Path) -> None:
     fault = lock_setup.plugin_fault((f"{tmp_path}/*/sanlock.so",))
     assert fault
