@@ -17,6 +17,7 @@ class DiskSnapshot(TypedDict):
     alias: str
     description: str
     taken_at: str
+    made_at: str | None
     size: int | None
     returns: int | None
     depth: int

@@ -7,7 +7,10 @@ from __future__ import annotations
 
 from contracts import fields as f
 
-SORTS = ("taken_at", "size", "returns", "depth", "layers", "vm_name", "alias", "state")
+SORTS = (
+    *("taken_at", "made_at", "size", "returns", "depth", "layers"),
+    *("vm_name", "alias", "description", "state", "reason"),
+)
 STATES = ("ok", "creating", "removing", "busy", "damaged")
 MAX_CURSOR = 2048  # characters: it carries the value of the last row, a name for one
 
@@ -26,8 +29,8 @@ class DiskSnapshotFilter(f.Request):
 
 
 class ListDiskSnapshots(DiskSnapshotFilter):
-    """A page of the disk snapshots of storage domain `id`. `sort`: a column, a minus before it turns it round. A cursor
-    belongs to the sort that it was got with."""
+    """A page of the disk snapshots of storage domain `id`. `sort`: a column, a minus before it turns it round;
+    long texts go by their first 200 characters. A cursor belongs to the sort that it was got with."""
 
     id = f.uid()
     sort = f.choice(*SORTS, *(f"-{name}" for name in SORTS), load_default="-size")
@@ -35,8 +38,15 @@ class ListDiskSnapshots(DiskSnapshotFilter):
     limit = f.count(1, 1000, load_default=100)
 
 
+class ListedDiskSnapshots(DiskSnapshotFilter):
+    """What such a list of storage domain `domain_id` shows on all its pages; a removal takes it."""
+
+    domain_id = f.uid()
+
+
 class DiskSnapshotRow(f.Fact):
-    """One disk of one snapshot. `size`: of its volume, null until it was seen; `returns`: at most so many bytes come
+    """One disk of one snapshot. `made_at`: when its volume was created, `size`: what that takes, both null until it was
+    seen; `returns`: at most so many bytes come
     back when it is removed (the volume above goes down into this one; what the plan of a removal says is at least).
     `depth`: how many volumes lie below it, `layers`: how many the whole chain has. `removable`, or `reason` why not."""
 
@@ -49,6 +59,7 @@ class DiskSnapshotRow(f.Fact):
     alias = f.text()
     description = f.text()
     taken_at = f.time()
+    made_at = f.time(allow_none=True, load_default=None)
     size = f.size(allow_none=True)
     returns = f.size(allow_none=True)
     depth = f.count()

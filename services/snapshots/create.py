@@ -6,7 +6,7 @@ An unknown create goes forward: an empty overlay over the old leaf is right whet
 from __future__ import annotations
 
 import uuid
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -16,7 +16,7 @@ from chassis import logs
 from chassis.database import after_commit
 from chassis.steps import DONE, UNDONE, Flow, FlowKind, FlowRow, GoOn, Look, Step, Unknown
 from contracts import errors, hostagent
-from services.snapshots import asking, chain, jobs, leaves, peers, store, store_jobs
+from services.snapshots import asking, chain, jobs, leaves, peers, store, store_jobs, store_seen
 from services.snapshots.chain import Do
 from services.snapshots.desk import Desk
 from services.snapshots.facts import DiskFacts
@@ -58,11 +58,15 @@ class Create:
     # -- switch: every new volume is the leaf, on the storage and for a living QEMU -----------------------
 
     def switched(self, flow: Flow) -> Look:
-        verdicts = [leaves.switched(_leaf(line), self._look(flow, line)) for line in flow.data["disks"]]
+        looks = [(_leaf(line), self._look(flow, line)) for line in flow.data["disks"]]
+        verdicts = [leaves.switched(leaf, facts) for leaf, facts in looks]
         for verdict in verdicts:
             if verdict.do is Do.UNKNOWN:
                 raise Unknown(errors.VmUnsure(vm_id=flow.subject, reason=verdict.why))
-        return Look.SETTLED if all(verdict.do is Do.GO_ON for verdict in verdicts) else Look.ASK
+        if any(verdict.do is not Do.GO_ON for verdict in verdicts):
+            return Look.ASK
+        flow.save(seen=_seen(looks))
+        return Look.SETTLED
 
     def switch(self, flow: Flow) -> None:
         disks = [
@@ -118,6 +122,8 @@ class Create:
         with flow.write() as session:
             if store.snapshot(session, flow.data["snapshot_id"])["state"] == "creating":
                 store.finish_snapshot(session, flow.data["snapshot_id"], leaves, **how)
+                seen = flow.data.get("seen") or {}
+                store_seen.keep(session, {id_: store_seen.of_scan(row) for id_, row in seen.items()})
 
     # -- every move ---------------------------------------------------------------------------------------
 
@@ -171,6 +177,12 @@ class Create:
 
 def _leaf(line: Mapping[str, Any]) -> leaves.Leaf:
     return leaves.Leaf(line["disk_id"], line["volume_id"], line["parent_id"])
+
+
+def _seen(looks: Iterable[tuple[leaves.Leaf, DiskFacts]]) -> dict[str, Any]:
+    """For the overview: what the volume takes that the guest has just left, and the new one."""
+    found = [facts.storage.volumes[id_] for leaf, facts in looks for id_ in (leaf.parent_id, leaf.volume_id)]
+    return {one.volume_id: {"actual_size": one.actual_size, "created_at": one.created_at} for one in found}
 
 
 def _asked(flow: Flow) -> list[str]:

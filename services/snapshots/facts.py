@@ -49,6 +49,7 @@ class Volume:
     volume_type: str
     backing: str | None = None
     template_disk_id: str | None = None
+    created_at: str | None = None
 
 
 @dataclass(frozen=True)
@@ -196,4 +197,5 @@ def _volume(told: Mapping[str, Any]) -> Volume:
         told["volume_type"],
         told.get("backing"),
         told.get("template_disk_id"),
+        told["created_at"],
     )

@@ -16,7 +16,7 @@ from sqlalchemy.orm import Session
 from chassis import logs
 from chassis.steps import DONE, STUCK, UNDONE, Failed, Flow, FlowKind, FlowRow, GoOn, Look, Step, Unknown
 from contracts import errors, hostagent
-from services.snapshots import chain, jobs, peers, removal, store, store_jobs, store_removals, watch
+from services.snapshots import chain, jobs, peers, removal, store, store_jobs, store_removals, store_seen, watch
 from services.snapshots.chain import Do, Verdict
 from services.snapshots.desk import Desk
 from services.snapshots.facts import DiskFacts, Job
@@ -177,7 +177,7 @@ class Merge:
             if not store_jobs.merge(session, flow.id).recorded:
                 store.record_merge(session, row.plan)
                 store_jobs.change_merge(session, flow.id, recorded=True)
-                store.keep_sizes(session, {id_: seen.actual_size for id_, seen in facts.storage.volumes.items()})
+                store_seen.keep(session, store_seen.of_look(facts.storage.volumes))
 
     # -- discard: top and what lay between are gone -------------------------------------------------------
 
@@ -325,7 +325,7 @@ def keep_plan(session: Session, merge_id: str, plan: chain.MergePlan, facts: Dis
     before = facts.storage.size(plan.base_id)
     store_jobs.change_merge(session, merge_id, planned=True, before=before, **ends, **sizes)
     store_jobs.change(session, merge_id, end=plan.copy)
-    store.keep_sizes(session, {id_: seen.actual_size for id_, seen in facts.storage.volumes.items()})
+    store_seen.keep(session, store_seen.of_look(facts.storage.volumes))
 
 
 def keep_stall(session: Session, row: MergeRow, told: dict[str, Any]) -> None:

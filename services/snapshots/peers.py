@@ -87,6 +87,15 @@ class Peers:
     def domain(self, domain_id: str) -> dict[str, Any]:
         return self._client.call(inventory.get_storage_domain, {"id": domain_id})
 
+    def active_domains(self) -> Iterator[dict[str, Any]]:
+        after: str | None = None
+        while True:
+            page = self._client.call(inventory.list_storage_domains, {"after": after, "limit": 1000})
+            yield from (domain for domain in page["items"] if domain["state"] == "active")
+            after = page["next"]
+            if after is None:
+                return
+
     def disks(self, domain_id: str, after: str | None, limit: int) -> dict[str, Any]:
         """One page of the disks on a domain."""
         return self._client.call(inventory.list_disks, {"domain_id": domain_id, "after": after, "limit": limit})

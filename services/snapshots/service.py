@@ -8,7 +8,7 @@ from chassis import bus
 from chassis.frame import Frame
 from contracts import hostagent, inventory
 from contracts import snapshots as promises
-from services.snapshots import create, doctor, doctor_domain, news, overview, removal, requests
+from services.snapshots import create, doctor, doctor_domain, news, overview, removal, requests, rescans
 from services.snapshots.create import Create
 from services.snapshots.desk import Desk
 from services.snapshots.merge import Merge
@@ -35,6 +35,7 @@ class Snapshots(bus.Service):
         with frame.db.write() as session:
             removal.let_in(frame.own["desk"], session)
         overview.fill(frame.own["desk"])
+        bus.spawn(rescans.run, frame.own["desk"])
 
     @property
     def desk(self) -> Desk:

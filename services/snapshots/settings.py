@@ -40,6 +40,12 @@ class SnapshotsSettings(FrameSettings):
         check=between(1, 1000),
     )
 
+    rescan_every: float = setting(
+        900.0,
+        "seconds after which an active storage domain is scanned again, for sizes and leftovers; 0 = only when asked",
+        check=between(0, 604_800),
+    )
+
     def reserve(self, total: int | None) -> int:
         """Bytes to leave free on a domain of this size (None: size unknown)."""
         if total is None:

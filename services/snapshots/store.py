@@ -119,13 +119,6 @@ def chain_rows(session: Session, disk_id: str) -> list[dict[str, Any]]:
     ]
 
 
-def keep_sizes(session: Session, sizes: Mapping[str, int]) -> None:
-    """Remember what volumes took when they were last seen."""
-    for volume_id, size in sizes.items():
-        session.execute(sa.update(volumes).where(volumes.c.id == volume_id).values(actual_size=size))
-    store_overview.refresh(session, store_overview.of_volumes(session, sizes))
-
-
 def record_merge(session: Session, plan: chain.MergePlan) -> None:
     """The image of top lives in base from now on: what named top names base, and the snapshots whose volumes went down
     have this disk no more."""

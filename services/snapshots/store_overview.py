@@ -1,23 +1,20 @@
-"""SQL of the overview: the rows of a disk made anew from the books, and pages of them.
+"""SQL of the overview: the rows of a disk made anew from the books, and what scans of the storage found.
 
 Whoever changes what a row shows calls `refresh`; the rows are made at the end of the same transaction, once. Merges of
 two disks of one snapshot change each other's rows: on PostgreSQL whoever writes rows takes one lock first, as the last
-lock of its transaction, so that two never insert the same row, and never wait for each other. Sizes are -1 where
-nobody has seen them.
+lock of its transaction, so that two never insert the same row, and never wait for each other. Sizes are -1 and
+times 1970 where nobody has seen them.
 """
 
 from __future__ import annotations
 
 import datetime
-import json
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import Any
 
 import sqlalchemy as sa
 from sqlalchemy.orm import Session
 
-from chassis import clock
-from contracts import errors
 from services.snapshots import chain
 from services.snapshots.tables import (
     disk_locks,
@@ -31,7 +28,7 @@ from services.snapshots.tables import (
     volumes,
 )
 
-UNSEEN = -1
+UNSEEN, UNSEEN_TIME = -1, datetime.datetime(1970, 1, 1, tzinfo=datetime.UTC)
 _WAITING = "overview"  # in a session: the disks whose rows are made before it commits
 _LOCK = 0x6F766572  # of this table alone
 DAMAGED = "damaged_volume"
@@ -96,6 +93,7 @@ def _rows(session: Session, disk: Any) -> list[dict[str, Any]]:
             "snapshot_id": row.id,
             "description": row.description,
             "taken_at": row.created_at,
+            "made_at": _made_at(known, row.volume_id),
             "size": _size(known, row.volume_id),
             "returns": _size(known, _above(ids, row.volume_id)),
             "depth": ids.index(row.volume_id) if row.volume_id in ids else 0,
@@ -130,6 +128,11 @@ def _above(ids: Sequence[str], volume_id: str) -> str | None:
 def _size(known: Mapping[str, Any], volume_id: str | None) -> int:
     size = known[volume_id].actual_size if volume_id is not None and volume_id in known else None
     return UNSEEN if size is None else int(size)
+
+
+def _made_at(known: Mapping[str, Any], volume_id: str) -> datetime.datetime:
+    made_at: datetime.datetime | None = known[volume_id].created_at if volume_id in known else None
+    return made_at or UNSEEN_TIME
 
 
 def _state(row: Any, disk: Any, ids: Sequence[str], damaged: Mapping[str, str]) -> dict[str, Any]:
@@ -203,111 +206,15 @@ def shown_on(session: Session, domain_id: str) -> set[str]:
     return set(session.scalars(sa.select(overview.c.disk_id).where(overview.c.domain_id == domain_id).distinct()))
 
 
-def volumes_on(session: Session, domain_id: str) -> set[str]:
-    """Every volume in the books of the disks on a domain."""
-    joined = volumes.join(disks, disks.c.id == volumes.c.disk_id)
-    return set(session.scalars(sa.select(volumes.c.id).select_from(joined).where(disks.c.domain_id == domain_id)))
+# -- what the last scan of a domain found ------------------------------------------------------------------
+
+LEFTOVER = ("code", "message", "action", "disk_id", "volume_id", "path", "size")
 
 
-def keep_size(session: Session, volume_id: str, size: int) -> None:
-    session.execute(sa.update(volumes).where(volumes.c.id == volume_id).values(actual_size=size))
-
-
-# -- pages ------------------------------------------------------------------------------------------------
-
-
-def page(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
-    """contracts.overview.DiskSnapshotRows. Raises BadRequest for a cursor that is none of this list."""
-    where = _where(request)
-    name, down = request["sort"].removeprefix("-"), request["sort"].startswith("-")
-    column, key = overview.c[name], overview.c.volume_id
-    query = sa.select(overview).where(*where)
-    if request["after"] is not None:
-        here = sa.tuple_(column, key)
-        value, last = _cursor(request["after"], column)
-        there = sa.tuple_(sa.literal(value, column.type), sa.literal(last, key.type))
-        query = query.where(here < there if down else here > there)
-    ordered = query.order_by(column.desc(), key.desc()) if down else query.order_by(column, key)
-    rows = session.execute(ordered.limit(request["limit"] + 1)).all()
-    more = rows[request["limit"] - 1] if len(rows) > request["limit"] else None
-    total, size, returns = session.execute(_sums(where)).one()
-    return {
-        "items": [_told(row) for row in rows[: request["limit"]]],
-        "next": json.dumps([_plain(getattr(more, name)), more.volume_id], ensure_ascii=False)
-        if more is not None
-        else None,
-        "total": total,
-        "size": int(size or 0),
-        "returns": int(returns or 0),
-        "scanned_at": scanned_at(session, request["id"]),
-    }
-
-
-def _where(request: Mapping[str, Any]) -> list[Any]:
-    c = overview.c
-    where: list[Any] = [c.domain_id == request["id"]]
-    if request["vm_id"] is not None:
-        where.append(c.vm_id == request["vm_id"])
-    if request["text"]:
-        found = (sa.func.lower(column).contains(request["text"].lower(), autoescape=True) for column in _WORDS)
-        where.append(sa.or_(*found))
-    if request["taken_before"] is not None:
-        where.append(c.taken_at < clock.parse(request["taken_before"]))
-    if request["min_size"] is not None:
-        where.append(c.size >= request["min_size"])
-    if request["min_depth"] is not None:
-        where.append(c.depth >= request["min_depth"])
-    if request["state"] is not None:
-        where.append(c.state == request["state"])
-    if request["removable"] is not None:
-        where.append(c.reason.is_(None) if request["removable"] else c.reason.is_not(None))
-    return where
-
-
-_WORDS = (overview.c.description, overview.c.alias, overview.c.vm_name)
-
-
-def _sums(where: Sequence[Any]) -> sa.Select[Any]:
-    """How many, and the bytes of those whose size was seen."""
-    sizes = (
-        sa.func.sum(sa.case((column == UNSEEN, 0), else_=column)) for column in (overview.c.size, overview.c.returns)
-    )
-    return sa.select(sa.func.count(), *sizes).select_from(overview).where(*where)
-
-
-def _cursor(text: str, column: sa.Column[Any]) -> tuple[Any, str]:
-    try:
-        value, last = json.loads(text)
-        kind = str if column.name == "taken_at" else column.type.python_type
-        if type(value) is not kind or type(last) is not str or "\0" in f"{value}{last}" or _is_huge(value):
-            raise ValueError
-        return clock.parse(value) if column.name == "taken_at" else value, last
-    except (ValueError, TypeError, RecursionError):
-        raise errors.BadRequest(errors={"after": ["Not a cursor of this list."]}) from None
-
-
-def _is_huge(value: Any) -> bool:
-    """No database has such a number."""
-    return isinstance(value, int) and not -(2**31) <= value < 2**63
-
-
-def _plain(value: Any) -> Any:
-    return clock.iso(value) if isinstance(value, datetime.datetime) else value
-
-
-def _told(row: Any) -> dict[str, Any]:
-    told = dict(row._mapping)
-    for name in ("size", "returns"):
-        told[name] = None if told[name] == UNSEEN else told[name]
-    return {**told, "taken_at": clock.iso(told["taken_at"]), "removable": told["reason"] is None}
-
-
-# -- what is odd on a domain ------------------------------------------------------------------------------
-
-
-def scanned_at(session: Session, domain_id: str) -> str | None:
-    moment = session.execute(sa.select(scans.c.scanned_at).where(scans.c.domain_id == domain_id)).scalar()
-    return clock.iso(moment) if moment is not None else None
+def leftovers_on(session: Session, domain_id: str) -> list[dict[str, Any]]:
+    """What the last scan found."""
+    query = sa.select(*(leftovers.c[name] for name in LEFTOVER)).where(leftovers.c.domain_id == domain_id)
+    return [dict(row) for row in session.execute(query.order_by(leftovers.c.number)).mappings()]
 
 
 def keep_leftovers(
@@ -321,49 +228,3 @@ def keep_leftovers(
     rows = [{"domain_id": domain_id, "number": number, **one} for number, one in enumerate(found, 1)]
     if rows:
         session.execute(leftovers.insert(), rows)
-
-
-def odd(session: Session, request: Mapping[str, Any], deep: int) -> dict[str, Any]:
-    """contracts.overview.Leftovers: chains of more than `deep` volumes, the deepest first, then what the scan found."""
-    chains = session.execute(_deep(request["id"], deep)).all()
-    start = _number(request["after"])
-    first = [_told_deep(row, deep) for row in chains[start : start + request["limit"]]]
-    here = leftovers.c.domain_id == request["id"]
-    number = leftovers.c.number
-    total = session.execute(sa.select(sa.func.count()).select_from(leftovers).where(here)).scalar_one()
-    query = sa.select(leftovers).where(here, number > max(0, start - len(chains))).order_by(number)
-    rest = session.execute(query.limit(request["limit"] - len(first))).all()
-    shown = ("code", "message", "action", "disk_id", "volume_id", "path", "size")
-    items = first + [{name: getattr(row, name) for name in shown} for row in rest]
-    end = start + len(items)
-    everything = len(chains) + total
-    following = str(end) if end < everything else None
-    return {"items": items, "next": following, "total": everything, "scanned_at": scanned_at(session, request["id"])}
-
-
-def _deep(domain_id: str, deep: int) -> sa.Select[Any]:
-    c = overview.c
-    shown = (c.disk_id, sa.func.max(c.alias).label("alias"), sa.func.max(c.vm_name).label("vm_name"), c.layers)
-    query = sa.select(*shown).where(c.domain_id == domain_id, c.layers > deep)
-    return query.group_by(c.disk_id, c.layers).order_by(c.layers.desc(), c.disk_id)
-
-
-def _told_deep(row: Any, deep: int) -> dict[str, Any]:
-    whose = f" of VM {row.vm_name}" if row.vm_name else ""
-    return {
-        "code": "deep_chain",
-        "message": f"The chain of disk {row.alias}{whose} has {row.layers} volumes, more than {deep}.",
-        "action": f"Remove snapshots that nobody needs: drystone snapshot list --vm {row.vm_name or 'NAME'}",
-        "disk_id": row.disk_id,
-        "volume_id": None,
-        "path": None,
-        "size": None,
-    }
-
-
-def _number(after: str | None) -> int:
-    if after is None:
-        return 0
-    if not after.isascii() or not after.isdigit() or len(after) > 9:
-        raise errors.BadRequest(errors={"after": ["Not a cursor of this list."]})
-    return int(after)

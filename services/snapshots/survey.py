@@ -89,12 +89,16 @@ def _foreign(file: Mapping[str, Any]) -> Finding:
 
 def without_disk(scan: Mapping[str, Any], disks: Iterable[Mapping[str, Any]], books: Collection[str]) -> list[Finding]:
     """Volumes in the folders of known disks that no snapshot and no disk knows. `books`: the volumes in the database;
-    a disk of which it has none yet has its first volume alone."""
+    a disk of which it has none yet has its first volume alone. What a thin disk stands on is its template's."""
     first = {disk["id"]: disk["first_volume_id"] for disk in disks if disk["state"] == "ok"}
-    rows = (row for row in scan["volumes"] if row["disk_id"] in first)
+    rows = (row for row in scan["volumes"] if row["disk_id"] in first and not _of_template(row))
     return [
         _unknown(row) for row in rows if row["volume_id"] not in books and row["volume_id"] != first[row["disk_id"]]
     ]
+
+
+def _of_template(row: Mapping[str, Any]) -> bool:
+    return row["template_disk_id"] not in (None, row["disk_id"])
 
 
 def _unknown(row: Mapping[str, Any]) -> Finding:

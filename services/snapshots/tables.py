@@ -12,6 +12,7 @@ overview         one row per disk snapshot, made from the above; rows of a disk 
 vm_names         of inventory's VMs, for the overview
 leftovers        what the last scan of a domain found that nothing refers to, or that is odd
 scans            when that was
+rescans          when a scan that comes by itself was last begun, by whichever instance
 gate             one row that is locked while merges are let in, so that the limits hold with many instances
 """
 
@@ -26,6 +27,12 @@ add_frame_tables(metadata)
 
 _ID = sa.String(36)
 _BYTES = sa.BigInteger
+
+WORDS = 200  # characters of a long text by which rows are sorted
+LONG = {
+    "description": f"substr(description, 1, {WORDS})",
+    "reason": f"substr(coalesce(reason, ''), 1, {WORDS})",
+}
 
 disks = sa.Table(
     "disks",
@@ -45,6 +52,7 @@ volumes = sa.Table(
     sa.Column("parent_id", _ID),
     sa.Column("dropped", sa.Boolean, nullable=False),
     sa.Column("actual_size", _BYTES),
+    sa.Column("created_at", UtcTime),
 )
 
 snapshots = sa.Table(
@@ -179,12 +187,14 @@ overview = sa.Table(
     sa.Column("layers", sa.Integer, nullable=False),
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text),
-    # One for each sort (none by description: PostgreSQL has no index over such long texts), and one that answers
+    sa.Column("made_at", UtcTime, nullable=False),  # the volume; 1970: not seen yet
+    # One for each sort (of long texts over their beginning: PostgreSQL has no index over more), and one that answers
     # the sums of a domain alone.
     *(
         sa.Index(f"overview_by_{name}", "domain_id", name, "volume_id")
-        for name in ("taken_at", "size", "returns", "depth", "layers", "vm_name", "alias", "state")
+        for name in ("taken_at", "made_at", "size", "returns", "depth", "layers", "vm_name", "alias", "state")
     ),
+    *(sa.Index(f"overview_by_{name}", "domain_id", sa.text(text), "volume_id") for name, text in LONG.items()),
     sa.Index("overview_by_vm", "domain_id", "vm_id", "size", "volume_id"),
     sa.Index("overview_sums", "domain_id", "size", "returns"),
 )
@@ -209,4 +219,8 @@ leftovers = sa.Table(
 
 scans = sa.Table(
     "scans", metadata, sa.Column("domain_id", _ID, primary_key=True), sa.Column("scanned_at", UtcTime, nullable=False)
+)
+
+rescans = sa.Table(
+    "rescans", metadata, sa.Column("domain_id", _ID, primary_key=True), sa.Column("begun_at", UtcTime, nullable=False)
 )

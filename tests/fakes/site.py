@@ -220,6 +220,7 @@ class Site:
             inventory.get_disk: lambda ask: _one("disk", self.disks, ask["id"]),
             inventory.get_host: lambda ask: _one("host", self.hosts, ask["id"]),
             inventory.get_storage_domain: lambda ask: _one("domain", {self.domain["id"]: self.domain}, ask["id"]),
+            inventory.list_storage_domains: lambda ask: {**rows, "items": [self.domain]},
             inventory.list_vms: lambda ask: {**rows, "items": list(self.vms.values())},
             inventory.list_disks: lambda ask: {**rows, "items": list(self.disks.values())},
             inventory.list_clusters: lambda ask: {**rows, "items": [self._cluster()]},

@@ -9,6 +9,7 @@ import pytest
 
 from chassis.database import Database
 from contracts import errors, inventory, snapshots
+from contracts.overview import SORTS
 from services.snapshots import tables
 from tests.fakes.agent import FakeAgent
 from tests.fakes.agent_storage import MIB
@@ -70,7 +71,7 @@ def test_pages_are_sorted_filtered_and_summed(site: Site, host: FakeAgent, url: 
         for volume in site.volumes(disk_id).values():
             volume.actual_size = size * MIB
     rebuilt(site)
-    for sort in ("size", "-size", "taken_at", "-taken_at", "vm_name", "-depth", "alias", "-state", "returns", "layers"):
+    for sort in (order for name in SORTS if name[0] != "-" for order in (name, f"-{name}")):
         one_by_one, after = [], None
         for _ in range(4):
             page = listed(site, sort=sort, limit=1, after=after)

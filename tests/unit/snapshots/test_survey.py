@@ -14,7 +14,8 @@ DOMAIN = {"data_center_id": A, "layout": 5, "path": "/srv/d"}
 
 def row(disk_id: str, problem: str | None = None) -> dict[str, Any]:
     path = f"/srv/d/x/images/{disk_id}/{V}"
-    return {"disk_id": disk_id, "volume_id": V, "path": path, "problem": problem, "actual_size": 4096}
+    own = {"problem": problem, "actual_size": 4096, "template_disk_id": None}
+    return {"disk_id": disk_id, "volume_id": V, "path": path, **own}
 
 
 def scan(*volumes: dict[str, Any], foreign: tuple[tuple[str, str | None], ...] = ()) -> dict[str, Any]:
@@ -65,3 +66,11 @@ def test_a_volume_that_no_disk_and_no_snapshot_knows_is_told_with_what_helps() -
 def test_volumes_of_a_disk_that_is_being_made_are_nobodys_leftovers() -> None:
     making = disk(A, "creating") | {"first_volume_id": B}
     assert survey.without_disk(scan(row(A)), [making], set()) == []
+
+
+def test_what_a_thin_disk_stands_on_belongs_to_its_template() -> None:
+    first, shared = (f"00000000-0000-4000-8000-0000000000a{digit}" for digit in "12")
+    linked = {**row(A), "volume_id": shared, "template_disk_id": B}
+    own = {**row(B), "volume_id": shared, "template_disk_id": B}
+    disks = [disk(A) | {"first_volume_id": first}, disk(B) | {"first_volume_id": shared}]
+    assert survey.without_disk(scan(linked, own), disks, set()) == []
