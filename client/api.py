@@ -185,8 +185,8 @@ class Client:
         return cast("facts.Job", asked)
 
     def remove_snapshots(self, body: dict[str, Any], key: str | None = None) -> facts.Removal:
-        """`body`: `snapshots`, `disk_snapshots`, or `filter` with `expected_count`; `dry_run` only shows the plan.
-        The removal's id is its job's."""
+        """`body`: `snapshots`, `disk_snapshots`, or `filter` or `listed` with `expected_count`; `dry_run` only shows
+        the plan. The removal's id is its job's."""
         return cast("facts.Removal", self.send("POST", "/removals", body, key=key or str(uuid.uuid4())))
 
     def removal(self, id: str) -> facts.Removal:

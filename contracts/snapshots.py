@@ -237,14 +237,16 @@ class SnapshotFilter(f.Request):
 
 
 class RemoveSnapshots(f.Request):
-    """Exactly one of `snapshots`, `disk_snapshots` and `filter`. A filter needs `expected_count`, the number of
-    snapshots that it should match, unless this is a `dry_run`, which begins nothing and answers with the plan.
-    `job_id` names the removal. `bandwidth` in bytes per second for each disk, 0: no limit."""
+    """Exactly one of `snapshots`, `disk_snapshots`, `filter` and `listed`. The last two need `expected_count`, how many
+    snapshots the filter should match, how many disk snapshots the list should have (its `total`), unless this is a
+    `dry_run`, which begins nothing and answers with the plan. `job_id` names the removal. `bandwidth`
+    in bytes per second for each disk, 0: no limit."""
 
     job_id = f.uid()
     snapshots = f.uids(1000, load_default=None, allow_none=True)
     disk_snapshots = f.many(DiskSnapshot, 1000, load_default=None, allow_none=True)
     filter = f.nested(SnapshotFilter, load_default=None, allow_none=True)
+    listed = f.nested(overview.ListedDiskSnapshots, load_default=None, allow_none=True)
     expected_count = f.count(load_default=None, allow_none=True)
     bandwidth = f.size(load_default=0)
     dry_run = f.flag(load_default=False)

@@ -7,7 +7,7 @@ from typing import Annotated, Any
 
 import typer
 
-from client import errors, names, units
+from client import errors, names, overview, units
 from client.api import Client
 from client.commands import removal
 from client.commands.center import Id, InDataCenter, Which
@@ -80,6 +80,7 @@ _SNAPSHOTS = (
     Column("DISK", "alias"),
     Column("SNAPSHOT", "description"),
     Column("TAKEN", time_of("taken_at")),
+    Column("VOLUME MADE", time_of("made_at")),
     Column("SIZE", bytes_of("size"), right=True),
     Column("RETURNS", bytes_of("returns"), right=True),
     Column("DEPTH", lambda row: f"{row['depth']}/{row['layers']}", right=True),
@@ -87,8 +88,7 @@ _SNAPSHOTS = (
     Column("WHY NOT", "reason"),
     Column("SNAPSHOT ID", "snapshot_id"),
 )
-_MOST = 1000  # disk snapshots in one removal
-_SORTS = "taken_at, size, returns, depth, layers, vm_name, alias, state"
+_SORTS = "taken_at, made_at, size, returns, depth, layers, vm_name, alias, description, state, reason"
 
 
 @verb(domains, "snapshots")
@@ -112,28 +112,55 @@ def list_disk_snapshots(
 ) -> Answer:
     """List the disk snapshots on a storage domain, the largest first, and what their removal gives back at most."""
     client = session.client
-    query = {
+    condition = {
         "vm_id": names.find_id(client, names.VM, vm) if vm is not None else None,
         "text": text,
         "taken_before": _before(older_than),
         "min_size": _read(units.size, min_size, "--min-size"),
         "min_depth": min_depth,
         "state": state,
-        "removable": None if removable is None else str(removable).lower(),
-        "sort": sort,
+        "removable": removable,
     }
     domain_id = names.find_id(client, names.DOMAIN, which)
-    rows, page = _rows(client, domain_id, query, _MOST if remove else limit)
+    if remove:
+        asked = {"domain_id": domain_id, **{name: value for name, value in condition.items() if value is not None}}
+        return _removed(session, asked, expect, dry_run=dry_run, yes=yes)
+    rows, page = _rows(client, domain_id, {**_query(condition), "sort": sort}, limit)
+    _tell_sums(session, len(rows), page)
+    return Listing(rows, _SNAPSHOTS, "No disk snapshot here is like that.")
+
+
+def _query(condition: dict[str, Any]) -> dict[str, Any]:
+    """The same in an address."""
+    return {name: str(value).lower() if isinstance(value, bool) else value for name, value in condition.items()}
+
+
+def _tell_sums(session: Session, shown: int, page: overview.DiskSnapshots) -> None:
     sums = f"{units.human(page['size'])}, at most {units.human(page['returns'])} come back"
-    session.tell(f"{len(rows)} of {page['total']} disk snapshots; all of them: {sums}. {_seen(page['scanned_at'])}")
-    if not remove:
-        return Listing(rows, _SNAPSHOTS, "No disk snapshot here is like that.")
+    session.tell(f"{shown} of {page['total']} disk snapshots; all of them: {sums}. {_seen(page['scanned_at'])}")
+
+
+def _removed(session: Session, listed: dict[str, Any], expect: int | None, *, dry_run: bool, yes: bool) -> Answer:
+    """Remove what the list has now. The newest of it bounds the filter, and the count is sent along: a snapshot that is
+    taken while a person thinks does not go with it."""
+    client = session.client
+    query = _query({name: value for name, value in listed.items() if name != "domain_id"})
+    page = client.disk_snapshots(listed["domain_id"], **query, sort="-taken_at", limit=1)
+    _tell_sums(session, page["total"], page)
     _refuse_surprise(page["total"], expect, needed=yes and not dry_run)
-    body = {"disk_snapshots": [{name: row[name] for name in ("snapshot_id", "disk_id")} for row in rows]}
+    if page["items"]:
+        listed = {**listed, "taken_before": _just_after(page["items"][0]["taken_at"])}
+    body = {"listed": listed, "expected_count": page["total"]}
     if dry_run:
         return removal.shown(client, client.remove_snapshots({**body, "dry_run": True}))
-    session.confirm(f"The states that {len(rows)} disk snapshot(s) keep cannot be returned to any more.", yes)
+    session.confirm(f"The states that {page['total']} disk snapshot(s) keep cannot be returned to any more.", yes)
     return removal.followed(session, client.remove_snapshots(body))
+
+
+def _just_after(moment: str) -> str:
+    """Times have microseconds."""
+    after = datetime.datetime.fromisoformat(moment) + datetime.timedelta(microseconds=1)
+    return after.strftime("%Y-%m-%dT%H:%M:%S.%fZ")
 
 
 def _rows(client: Client, domain_id: str, query: dict[str, Any], limit: int) -> tuple[list[Any], Any]:
@@ -150,8 +177,6 @@ def _rows(client: Client, domain_id: str, query: dict[str, Any], limit: int) -> 
 
 def _refuse_surprise(total: int, expect: int | None, *, needed: bool) -> None:
     """Raises BadSettings: what is removed must be what somebody meant."""
-    if total > _MOST:
-        raise errors.BadSettings(f"{total} match, and one removal takes at most {_MOST}.", "Narrow the filter.")
     if needed and expect is None:
         raise errors.BadSettings("--yes with --remove needs --expect.", "See how many match with --dry-run.")
     if expect not in (None, total):

@@ -12,11 +12,12 @@ from typing import Any
 from sqlalchemy.orm import Session
 
 from contracts import errors
-from services.snapshots import asking, planning, store, store_jobs, store_removals
+from services.snapshots import asking, planning, store, store_jobs, store_lists, store_removals
 from services.snapshots.desk import Desk
 from services.snapshots.planning import Planned, Seen, Wanted
 from services.snapshots.store_removals import Item
 
+WAYS = ("snapshots", "disk_snapshots", "filter", "listed")
 CONDITIONS = ("vm_id", "domain_id", "taken_before", "text")
 
 
@@ -48,17 +49,18 @@ def described(wanted: Sequence[Wanted]) -> str:
 def named(desk: Desk, request: Mapping[str, Any]) -> list[Wanted]:
     """The parts that contracts.snapshots.RemoveSnapshots names. Raises BadRequest, NotFound, CountDiffers,
     NothingToRemove, LimitExceeded."""
-    given = [way for way in ("snapshots", "disk_snapshots", "filter") if request[way] is not None]
-    if len(given) != 1:
-        raise _bad("snapshots", "Name exactly one of snapshots, disk_snapshots and filter.")
+    if len([way for way in WAYS if request[way] is not None]) != 1:
+        raise _bad("snapshots", f"Name exactly one of {', '.join(WAYS)}.")
     with desk.db.read() as session:
         if request["snapshots"] is not None:
             store_removals.refuse_unknown(session, request["snapshots"])
             found = store_removals.wanted(session, request["snapshots"])
         elif request["disk_snapshots"] is not None:
             found = _of_pairs(session, [(one["snapshot_id"], one["disk_id"]) for one in request["disk_snapshots"]])
-        else:
+        elif request["filter"] is not None:
             found = _of_filter(desk, session, request)
+        else:
+            found = _of_list(desk, session, request)
     return _bounded(desk, found, "it names no snapshot with a disk")
 
 
@@ -72,16 +74,34 @@ def _of_pairs(session: Session, pairs: Sequence[tuple[str, str]]) -> list[Wanted
 
 
 def _of_filter(desk: Desk, session: Session, request: Mapping[str, Any]) -> list[Wanted]:
-    condition, expected = request["filter"], request["expected_count"]
+    condition = request["filter"]
     if all(condition[name] is None for name in CONDITIONS):
         raise _bad("filter", f"Name at least one of {', '.join(CONDITIONS)}.")
-    if expected is None and not request["dry_run"]:
-        raise _bad("expected_count", "A filter needs the number of snapshots that it should match (see dry_run).")
+    _refuse_uncounted(request)
     found = store_removals.matching(session, condition)
-    if expected not in (None, len(found)):
-        raise errors.CountDiffers(found=len(found), expected=expected)
-    _limited(desk, len(found))  # each has a disk at least
+    _refuse_surprise(desk, request, len(found))  # each has a disk at least
     return store_removals.wanted(session, found, condition["domain_id"])
+
+
+def _of_list(desk: Desk, session: Session, request: Mapping[str, Any]) -> list[Wanted]:
+    """The rows of the overview, as they are now."""
+    _refuse_uncounted(request)
+    condition = request["listed"]
+    _refuse_surprise(desk, request, store_lists.count(session, condition["domain_id"], condition))
+    return _of_pairs(session, store_lists.pairs(session, condition["domain_id"], condition))
+
+
+def _refuse_uncounted(request: Mapping[str, Any]) -> None:
+    if request["expected_count"] is None and not request["dry_run"]:
+        raise _bad("expected_count", "A filter needs the number of snapshots that it should match (see dry_run).")
+
+
+def _refuse_surprise(desk: Desk, request: Mapping[str, Any], found: int) -> None:
+    """What is removed must be what somebody meant."""
+    expected = request["expected_count"]
+    if expected not in (None, found):
+        raise errors.CountDiffers(found=found, expected=expected)
+    _limited(desk, found)
 
 
 def _bad(field: str, sentence: str) -> errors.BadRequest:

@@ -31,7 +31,7 @@ Body = dict[str, Any]
 
 def begin_one(desk: Desk, request: Body) -> Body:
     """All disks of one snapshot: contracts.snapshots.remove_snapshot."""
-    ways = {"snapshots": [request["id"]], "disk_snapshots": None, "filter": None}
+    ways = dict.fromkeys(draft.WAYS) | {"snapshots": [request["id"]]}
     job_id = _begin(desk, request, lambda: draft.named(desk, ways))
     with desk.db.read() as session:
         return jobs.view(session, store_jobs.job(session, job_id))
@@ -54,7 +54,8 @@ def _planned_or_begun(desk: Desk, request: Body, name: Callable[[], list[Wanted]
 
 
 def _drafted(desk: Desk, request: Mapping[str, Any], name: Callable[[], list[Wanted]]) -> Draft:
-    return draft.make(desk, name(), apart=bool(request.get("disk_snapshots")))
+    apart = bool(request.get("disk_snapshots") or request.get("listed"))
+    return draft.make(desk, name(), apart=apart)
 
 
 def get(desk: Desk, request: Body) -> Body:

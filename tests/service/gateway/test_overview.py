@@ -34,6 +34,7 @@ def _disk_snapshot(vm: Row, number: int) -> dict[str, Any]:
         "alias": disk["alias"],
         "description": f"night {number}",
         "taken_at": "2026-01-02T03:04:05.678Z",
+        "made_at": None,
         "size": number * GIB,
         "returns": None,
         "depth": number,
@@ -104,7 +105,6 @@ def test_what_a_filter_lists_is_removed_when_it_is_as_many_as_expected(door: Doo
     asked = door.command(*words)
     assert (asked.code, "4 disk snapshot(s) keep cannot be returned to" in asked.err) == (2, True), asked
     assert not [request for method, request in world.asked if method == "remove_snapshots"]
-    listed = [{"snapshot_id": one["snapshot_id"], "disk_id": one["disk_id"]} for one in world.shelf.disk_snapshots]
     for one in world.shelf.disk_snapshots:
         flags = {"restorable": True, "partly_removed": False, "quiesced": False, "live": True, "state": "ok"}
         world.put("snapshot", id=one["snapshot_id"], vm_id=one["vm_id"], disks=[], job_id=None, **flags)
@@ -112,4 +112,7 @@ def test_what_a_filter_lists_is_removed_when_it_is_as_many_as_expected(door: Doo
     assert door.command(*words, "--yes", "--expect", "4").code == 0
     sent = [request for method, request in world.asked if method == "remove_snapshots"]
     assert [request["dry_run"] for request in sent] == [True, False]
-    assert all(sorted(map(str, request["disk_snapshots"])) == sorted(map(str, listed)) for request in sent)
+    given = {"domain_id": domain["id"], "text": "night", "taken_before": "2026-01-02T03:04:05.678001Z"}
+    for request in sent:
+        assert {name: value for name, value in request["listed"].items() if value is not None} == given
+        assert (request["expected_count"], request["disk_snapshots"], request["filter"]) == (4, None, None)

@@ -93,27 +93,6 @@ def test_a_dry_run_shows_the_plan_and_changes_nothing(site: Site, host: FakeAgen
 
 
 @pytest.mark.usefixtures("running")
-def test_a_filter_needs_the_count_that_it_matches(site: Site, host: FakeAgent) -> None:
-    vm, other = site.vm(host), site.vm(host)
-    nightly = [site.taken(vm, description=f"Nightly {number} 100%") for number in range(2)]
-    kept = [site.taken(vm, description="before upgrade"), site.taken(other, description="nightly of another")]
-    words: dict[str, Any] = {"filter": {"text": "NIGHTLY", "vm_id": vm}}
-    assert site.remove_many(**words, dry_run=True)["snapshot_count"] == 2
-    with pytest.raises(errors.CountDiffers) as caught:
-        site.remove_many(**words, expected_count=3)
-    assert caught.value.fields == {"found": 2, "expected": 3}
-    with pytest.raises(errors.BadRequest, match="number of snapshots"):
-        site.remove_many(**words)
-    assert site.remove_many(filter={"text": "100%"}, dry_run=True)["snapshot_count"] == 2
-    assert site.remove_many(filter={"domain_id": site.domain["id"]}, dry_run=True)["snapshot_count"] == 4
-    with pytest.raises(errors.NothingToRemove):
-        site.remove_many(filter={"taken_before": "2020-01-01T00:00:00Z"}, dry_run=True)
-    assert site.end_of(site.remove_many(**words, expected_count=2))["state"] == "done"
-    assert [*_left(site, vm), *_left(site, other)] == kept
-    assert nightly[0] not in kept
-
-
-@pytest.mark.usefixtures("running")
 def test_a_snapshot_of_which_one_disk_went_stays_with_the_rest_and_says_so(site: Site, host: FakeAgent) -> None:
     vm = site.vm(host, disks=2)
     snapshot = site.taken(vm)
@@ -228,6 +207,44 @@ def test_the_rest_is_cancelled_and_what_is_done_stays_done(site: Site, host: Fak
     host.world.job_rate = 64 * MIB
     assert site.end_of(site.retry(removal["id"]))["state"] == "done"
     assert all(site.agrees(host, vm) for vm in vms)
+
+
+def test_what_is_done_stays_done_when_the_rest_of_it_is_cancelled(site: Site, host: FakeAgent, start: Start) -> None:
+    start(merges_per_host=1)
+    slow = site.host()
+    slow.world.job_rate = 0
+    vms = [site.vm(host), site.vm(slow), site.vm(slow)]
+    taken = [site.taken(vm) for vm in vms]
+    removal = site.remove_many(taken)
+    site.until(lambda: site.removal(removal["id"])["items"][0]["state"] == "done", "the first")
+    site.until(lambda: slow.asked("start_commit"), "the copy of another one")
+    site.call(snapshots.cancel_removal, id=removal["id"])
+    ended = site.end_of(removal)
+    assert (ended["state"], ended["reason"]["code"]) == ("undone", "cancelled")
+    assert [item["state"] for item in site.removal(removal["id"])["items"]] == ["done", "undone", "undone"]
+    assert [_left(site, vm) for vm in vms] == [[], taken[1:2], taken[2:]]
+    assert len(slow.asked("start_commit")) == 1
+    slow.world.job_rate = 64 * MIB
+    again = site.retry(removal["id"])
+    assert [item["snapshot_id"] for item in again["items"]] == taken[1:]
+    assert site.end_of(again)["state"] == "done"
+    assert all(site.agrees(agent, vm) for agent, vm in zip((host, slow, slow), vms, strict=True))
+
+
+def test_merges_on_one_domain_wait_for_each_other_on_all_hosts(site: Site, host: FakeAgent, start: Start) -> None:
+    start(merges_per_host=4, merges_per_domain=1)
+    agents = [host, site.host()]
+    vms = [site.vm(agent) for agent in agents]
+    taken = [site.taken(vm) for vm in vms]
+    for agent in agents:
+        agent.world.job_rate = 0
+    removal = site.remove_many(taken)
+    site.until(lambda: any(agent.asked("start_commit") for agent in agents), "a copy")
+    assert sorted(merge["step"] for merge in site.removal(removal["id"])["merges"]) == ["commit", "waiting"]
+    for agent in agents:
+        agent.world.job_rate = 64 * MIB
+    assert site.end_of(removal)["state"] == "done"
+    assert all(site.agrees(agent, vm) for agent, vm in zip(agents, vms, strict=True))
 
 
 def test_a_merge_waits_for_the_space_of_others(site: Site, host: FakeAgent, start: Start) -> None:
