@@ -1,14 +1,15 @@
 """The list of a domain's disk snapshots on 100,000 rows beside the bare SQL of the same page and sums.
 
-Both read the same database in turns, SQLite's and then PostgreSQL's: ours from the request to the answer as the
-service gives it to the bus, the plain side by sqlite3 or psycopg alone. What the bus and the contract add to any list
-is in the lines of `http`.
+Both read the same database in turns, SQLite's and then PostgreSQL's: ours from the request as it comes off the bus to
+the answer as it is put on it, checked by the promise, the plain side by sqlite3 or psycopg alone. What the
+bus itself adds to any list is in the lines of `http`.
 """
 
 from __future__ import annotations
 
 import contextlib
 import datetime
+import json
 import sqlite3
 import tempfile
 import time
@@ -24,15 +25,16 @@ from bench.lines import Line, in_turns
 from chassis.database import Database
 from contracts import snapshots
 from deploy.stack.postgres import Postgres
-from services.snapshots import store_overview, tables
+from services.snapshots import store_lists, tables
 
 ROWS, ROUNDS, TIMES = 100_000, 7, 5
 DOMAIN = str(uuid.UUID(int=1))
 _SEEN = "sum(case when {0} = -1 then 0 else {0} end)"
 _SUMS = f"select count(*), {_SEEN.format('size')}, {_SEEN.format('returns')} from overview where domain_id = ?"  # noqa: S608 - from constants
 _PAGE = "select * from overview where domain_id = ?"
-_ORDER = " order by size desc, volume_id desc limit 101"
 _BIG, _OLD = " and size >= ?", " and size >= ? and taken_at < ?"
+_WORDS = ("description", "alias", "vm_name")
+_TEXT = f" and ({' or '.join(f'lower({name}) like ?' for name in _WORDS)})"
 SIZE = 2**29
 _WANTED = {"min_size": SIZE, "taken_before": "2026-01-21T00:00:00Z"}
 
@@ -95,21 +97,28 @@ def _all(side: Side) -> list[Line]:
         _beside("first page / bare SQL", side, {}),
         _beside("the same, half filtered", side, {"min_size": SIZE}, _BIG, SIZE),
         _beside("the same, old and large", side, _WANTED, _OLD, SIZE, when),
+        _beside("the same, with a text", side, {"text": "Night 77"}, _TEXT, *["%night 77%"] * len(_WORDS)),
+        _beside("the same, by name of the VM", side, {"sort": "vm_name"}),
+        _beside("the same, by description", side, {"sort": "-description"}),
     ]
 
 
 def _beside(name: str, side: Side, wanted: dict[str, Any], *where: Any) -> Line:
     """`where`: what the plain SQL adds to its condition, and the values that it takes."""
     promise = snapshots.list_disk_snapshots
-    request = promise.load_request({"id": DOMAIN, "sort": "-size", **wanted})
+    body = {"id": DOMAIN, "sort": "-size", **wanted}
     more, values = "".join(where[:1]), (DOMAIN, *where[1:])
+    column = tables.LONG.get(body["sort"].strip("-"), body["sort"].strip("-"))
+    way = " desc" if body["sort"].startswith("-") else ""
+    order = f" order by {column}{way}, volume_id{way} limit 101"
 
     def ours() -> None:
         with side.database.read() as session:
-            store_overview.page(session, request)
+            answer = store_lists.page(session, promise.load_request(body))
+        json.dumps(promise.load_reply(answer))  # which refuses an answer that breaks its promise
 
     def bare() -> None:
-        side.ask(_PAGE + more + _ORDER, values)
+        side.ask(_PAGE + more + order, values)
         side.ask(_SUMS + more, values)
 
     line = Line(f"overview, {side.name}: {name}", "ms", wanted="< 2")
@@ -145,6 +154,7 @@ def _row(start: datetime.datetime, number: int) -> dict[str, Any]:
         "alias": f"disk{vm}",
         "description": f"night {number}",
         "taken_at": start + datetime.timedelta(minutes=number),
+        "made_at": start + datetime.timedelta(minutes=number - 1440),
         "size": number * 7919 % 2**30,
         "returns": number * 104729 % 2**30,
         "depth": number // 1000,
