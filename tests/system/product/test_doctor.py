@@ -3,9 +3,12 @@ names what differs, the repair makes the database follow, and the guest loses no
 
 from __future__ import annotations
 
+import contextlib
 import json
 import shlex
-from collections.abc import Callable
+import shutil
+import uuid
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +18,7 @@ from deploy.stack import wait
 from deploy.world import Machine, World
 from tests.service.gateway.door import Ran
 from tests.system.product import deaths
-from tests.system.product.spoil import command, refused
+from tests.system.product.spoil import command, qemu_img, refused
 
 pytestmark = pytest.mark.lab
 VmOf = Callable[..., Machine]
@@ -123,4 +126,93 @@ def test_a_merge_by_virsh_whose_vm_stopped_is_put_back(world: World, writing_vm:
     assert (healed.code, codes(healed), len(volumes(vm))) == (0, [], 3)
     deaths.assert_whole(vm, snapshots=2)
     assert vm.remove(newest)["state"] == "done"
+    deaths.assert_whole(vm, snapshots=1)
+
+
+# -- what comes to light by itself ------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def scanning(world: World, **settings: object) -> Iterator[None]:
+    """The snapshots service with other settings."""
+    service = world.stack.process("snapshots")
+    before = service.more
+    try:
+        service.more = {**before, **{f"DRYSTONE_{name.upper()}": str(value) for name, value in settings.items()}}
+        service.stop()
+        service.start()
+        yield
+    finally:
+        service.more = before
+        service.stop()
+        service.start()
+
+
+def leftovers(world: World) -> dict[str, str]:
+    """code -> action"""
+    ran = command(world, "domain", "leftovers", "data1", "--json")
+    assert ran.code == 0, ran
+    return {one["code"]: one["action"] for one in json.loads(ran.out)}
+
+
+def until_left(world: World, *codes: str) -> dict[str, str]:
+    wait.until(f"leftovers {codes}", lambda: sorted(leftovers(world)) == sorted(codes), 30)
+    return leftovers(world)
+
+
+def returns(world: World, vm: Machine) -> int:
+    """What the removal of its newest snapshot gives back, as the list has it: the size of the leaf."""
+    words = ("--vm", vm.api.vms.get(vm.id)["name"], "--sort", "-depth", "--json")
+    return int(json.loads(command(world, "domain", "snapshots", "data1", *words).out)[0]["returns"])
+
+
+def stray_volume(vm: Machine) -> Path:
+    """A dropped volume that nobody came to delete, and that the database does not know."""
+    first, stray = vm.folder() / volumes(vm)[0], vm.folder() / str(uuid.uuid4())
+    for part in ("", ".lease"):
+        shutil.copy(f"{first}{part}", f"{stray}{part}")
+    meta = Path(f"{first}.meta").read_text()
+    assert "LEGALITY=LEGAL\n" in meta
+    Path(f"{stray}.meta").write_text(meta.replace("LEGALITY=LEGAL\n", "LEGALITY=ILLEGAL\n"))
+    return stray
+
+
+def said(action: str) -> list[str]:
+    """The words of the command that an action names."""
+    return shlex.split(action.split("drystone ")[1])
+
+
+def test_leftovers_and_deep_chains_come_to_light_by_themselves_and_go_by_the_action_told(
+    world: World, writing_vm: VmOf
+) -> None:
+    vm = writing_vm()
+    name = vm.api.vms.get(vm.id)["name"]
+    with scanning(world, rescan_every=1, deep_chain=2):
+        vm.snapshot("first"), vm.snapshot("second")
+        rows = vm.api.disk_snapshots(world.domain_id, vm_id=vm.id, sort="depth")["items"]
+        frozen = [(vm.folder() / row["volume_id"]).stat().st_blocks * 512 for row in rows]
+        assert [row["size"] for row in rows] == frozen
+        assert all(row["made_at"] and row["returns"] for row in rows)
+        vm.wait_for_writes(512)
+        wait.until("the size of the leaf", lambda: returns(world, vm) > (rows[-1]["returns"] or 0), 30)
+        removed, foreign = (vm.folder() / word for word in (f"_remove_me_{uuid.uuid4()}", "clone.qcow2"))
+        qemu_img("create", "-f", "qcow2", removed, "1M")
+        qemu_img("create", "-f", "qcow2", foreign, "1M")
+        stray = stray_volume(vm)
+        found = until_left(world, "deep_chain", "foreign_file", "half_deleted", "volume_without_disk")
+        assert ("delete it by hand" in found["half_deleted"], "Move it" in found["foreign_file"]) == (True, True)
+        removed.unlink()
+        foreign.rename(world.stack.folder / foreign.name)
+        until_left(world, "deep_chain", "volume_without_disk")
+        seen = command(world, *said(found["volume_without_disk"]), "--json")
+        assert codes(seen) == ["left_over"]
+        discard = ("--repair", "--discard", stray.name, "--yes")
+        assert command(world, *said(found["volume_without_disk"]), *discard).code == 0
+        until_left(world, "deep_chain")
+        assert not stray.exists()
+        assert "first" in command(world, *said(found["deep_chain"])).out
+        wanted = ("--vm", name, "--text", "first")
+        gone = command(world, "domain", "snapshots", "data1", *wanted, "--remove", "--expect", "1", "--yes")
+        assert gone.code == 0, gone
+        until_left(world)
     deaths.assert_whole(vm, snapshots=1)

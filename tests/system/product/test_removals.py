@@ -7,6 +7,7 @@ from collections.abc import Callable
 import pytest
 
 from client.errors import ApiError
+from deploy.stack import wait
 from deploy.world import Machine
 from tests.system.product import deaths
 
@@ -62,6 +63,34 @@ def test_one_disk_of_a_snapshot_goes_and_the_rest_is_kept(writing_vm: VmOf) -> N
     removal = vm.api.remove_snapshots({"filter": {"vm_id": vm.id}, "expected_count": 2})
     assert deaths.end_of(vm, removal["id"])["state"] == "done"
     deaths.assert_whole(vm, snapshots=0)
+
+
+def test_the_rest_of_a_removal_is_cancelled_and_removed_by_a_retry(writing_vm: VmOf) -> None:
+    vm = writing_vm()
+    first, kept, third = take(vm, 3, writes=1024)
+    removal = vm.api.remove_snapshots({"snapshots": [first, third], "bandwidth": 2**18})
+    quick, slow = (merge["id"] for merge in removal["merges"])
+    vm.api.limit_job(quick, 0)
+
+    def states() -> dict[str, str]:
+        return {merge["id"]: merge["state"] for merge in vm.api.removal(removal["id"])["merges"]}
+
+    wait.until("the first merge", lambda: states()[quick] == "done", 60)
+    wait.until("the copy of the second", lambda: vm.api.jobs.get(slow)["step"] == "commit", 60)
+    vm.api.cancel_removal(removal["id"])
+    ended = deaths.end_of(vm, removal["id"])
+    assert (ended["state"], ended["reason"]["code"], states()) == (
+        "undone",
+        "cancelled",
+        {quick: "done", slow: "undone"},
+    )
+    assert sorted(item["state"] for item in vm.api.removal(removal["id"])["items"]) == ["done", "undone"]
+    left = {row["id"] for row in vm.api.snapshots.all(vm_id=vm.id)} - {kept}
+    again = vm.api.retry_removal(removal["id"])
+    assert {item["snapshot_id"] for item in again["items"]} == left < {first, third}
+    assert deaths.end_of(vm, again["id"])["state"] == "done"
+    assert [row["id"] for row in vm.api.snapshots.all(vm_id=vm.id)] == [kept]
+    deaths.assert_whole(vm, snapshots=1)
 
 
 @pytest.mark.chaos
