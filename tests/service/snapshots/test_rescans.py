@@ -96,17 +96,18 @@ def test_a_domain_that_is_not_active_is_left_alone(site: Site, host: FakeAgent, 
 
 
 def test_a_domain_on_which_merges_are_at_work_waits(site: Site, host: FakeAgent, start: Any) -> None:
-    start(rescan_every=1)
+    start(rescan_every=4)
     vm = site.vm(host)
     snapshot = site.taken(vm)
-    site.until(lambda: host.asked("scan_domain"), "a scan")
     host.world.job_rate = 0
+    before = len(host.asked("scan_domain"))
+    site.until(lambda: len(host.asked("scan_domain")) > before, "a scan")
+    seen = time.monotonic()
     removal = site.remove(snapshot)
     site.until(lambda: host.asked("start_commit"), "the copy")
-    at_work = len(host.asked("scan_domain"))
-    time.sleep(2)
-    assert len(host.asked("scan_domain")) == at_work
-    site.until(lambda: len(host.asked("scan_domain")) > at_work, "a scan for all that", 30)
+    time.sleep(max(0.0, seen + 13 - time.monotonic()))  # more than two periods, and the rest after a scan
+    assert len(host.asked("scan_domain")) == before + 1
+    site.until(lambda: len(host.asked("scan_domain")) > before + 1, "a scan for all that", 30)
     host.world.job_rate = 64 * MIB
     assert site.end_of(removal)["state"] == "done"
 
