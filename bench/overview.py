@@ -161,4 +161,6 @@ def _row(start: datetime.datetime, number: int) -> dict[str, Any]:
         "layers": ROWS // 1000 + 1,
         "state": "ok",
         "reason": None if number % 10 else "It is being taken.",
+        "description_start": f"night {number}",
+        "reason_start": "" if number % 10 else "It is being taken.",
     }

@@ -17,6 +17,8 @@ from sqlalchemy.orm import Session
 
 from services.snapshots import chain
 from services.snapshots.tables import (
+    LONG,
+    WORDS,
     disk_locks,
     disks,
     leftovers,
@@ -85,7 +87,7 @@ def _rows(session: Session, disk: Any) -> list[dict[str, Any]]:
     ids = _chain(known, disk.active_id)
     damaged = _damaged(session, disk.id)
     common = {"disk_id": disk.id, "domain_id": disk.domain_id, "vm_id": disk.vm_id, "vm_name": disk.vm_name or ""}
-    return [
+    made = [
         {
             **common,
             "alias": disk.alias,
@@ -102,6 +104,7 @@ def _rows(session: Session, disk: Any) -> list[dict[str, Any]]:
         }
         for row in held
     ]
+    return [{**row, **{start: (row[name] or "")[:WORDS] for name, start in LONG.items()}} for row in made]
 
 
 def _chain(known: Mapping[str, Any], active_id: str) -> tuple[str, ...]:

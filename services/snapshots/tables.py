@@ -29,10 +29,7 @@ _ID = sa.String(36)
 _BYTES = sa.BigInteger
 
 WORDS = 200  # characters of a long text by which rows are sorted
-LONG = {
-    "description": f"substr(description, 1, {WORDS})",
-    "reason": f"substr(coalesce(reason, ''), 1, {WORDS})",
-}
+LONG = {"description": "description_start", "reason": "reason_start"}
 
 disks = sa.Table(
     "disks",
@@ -188,13 +185,14 @@ overview = sa.Table(
     sa.Column("state", sa.String(16), nullable=False),
     sa.Column("reason", sa.Text),
     sa.Column("made_at", UtcTime, nullable=False),  # the volume; 1970: not seen yet
-    # One for each sort (of long texts over their beginning: PostgreSQL has no index over more), and one that answers
-    # the sums of a domain alone.
+    # PostgreSQL has no index over longer texts
+    *(sa.Column(name, sa.String(WORDS), nullable=False) for name in LONG.values()),
+    # One for each sort, and one that answers the sums of a domain alone.
     *(
         sa.Index(f"overview_by_{name}", "domain_id", name, "volume_id")
         for name in ("taken_at", "made_at", "size", "returns", "depth", "layers", "vm_name", "alias", "state")
     ),
-    *(sa.Index(f"overview_by_{name}", "domain_id", sa.text(text), "volume_id") for name, text in LONG.items()),
+    *(sa.Index(f"overview_by_{name}", "domain_id", name, "volume_id") for name in LONG.values()),
     sa.Index("overview_by_vm", "domain_id", "vm_id", "size", "volume_id"),
     sa.Index("overview_sums", "domain_id", "size", "returns"),
 )

@@ -8,7 +8,7 @@ down_revision = "0005_offline"
 branch_labels = None
 depends_on = None
 
-_LONG = (("description", "substr(description, 1, 200)"), ("reason", "substr(coalesce(reason, ''), 1, 200)"))
+_STARTS = ("description_start", "reason_start")
 
 
 def upgrade() -> None:
@@ -17,9 +17,14 @@ def upgrade() -> None:
     op.add_column("volumes", sa.Column("created_at", sa.DateTime(timezone=True), nullable=True))
     made = sa.Column("made_at", sa.DateTime(timezone=True), nullable=False, server_default=unseen)
     op.add_column("overview", made)
-    op.create_index("overview_by_made_at", "overview", ["domain_id", "made_at", "volume_id"])
-    for name, text in _LONG:
-        op.create_index(f"overview_by_{name}", "overview", ["domain_id", sa.text(text), "volume_id"])
+    for name in _STARTS:
+        op.add_column("overview", sa.Column(name, sa.String(length=200), nullable=False, server_default=""))
+    op.execute(
+        "update overview set description_start = substr(description, 1, 200),"
+        " reason_start = substr(coalesce(reason, ''), 1, 200)"
+    )
+    for name in ("made_at", *_STARTS):
+        op.create_index(f"overview_by_{name}", "overview", ["domain_id", name, "volume_id"])
     op.create_table(
         "rescans",
         sa.Column("domain_id", sa.String(length=36), nullable=False),
@@ -30,7 +35,7 @@ def upgrade() -> None:
 
 def downgrade() -> None:
     op.drop_table("rescans")
-    for name in ("description", "reason", "made_at"):
+    for name in ("made_at", *_STARTS):
         op.drop_index(f"overview_by_{name}", "overview")
-    op.drop_column("overview", "made_at")
+        op.drop_column("overview", name)
     op.drop_column("volumes", "created_at")

@@ -9,7 +9,8 @@ import sqlalchemy as sa
 
 from chassis import migrate
 from chassis.database import Database
-from services.snapshots import store_jobs, store_removals
+from contracts import snapshots
+from services.snapshots import store_jobs, store_lists, store_removals
 
 NOW = dt.datetime(2026, 11, 28, tzinfo=dt.UTC)
 REMOVAL, MERGE = "11111111-0000-4000-8000-000000000001", "11111111-0000-4000-8000-000000000002"
@@ -60,3 +61,25 @@ def test_merges_of_before_keep_their_snapshot_as_an_item_of_their_removal(databa
         (item,) = store_removals.items(session, REMOVAL)
         assert (item.disk_id, item.vm_id, item.refusal) == (DISK, VM, None)
         assert [job.id for job in store_jobs.children(session, REMOVAL)] == [MERGE]
+
+
+def test_rows_of_the_overview_of_before_are_sorted_by_what_is_new(database: Database) -> None:
+    _up_to(database, "0005_offline")
+    words = {"vm_name": "vm", "alias": "disk", "state": "ok", "reason": None}
+    numbers = dict.fromkeys(("size", "returns", "depth"), 7)
+    for volume_id, description in ((SNAPSHOT, "b" * 1024), (MERGE, "a")):
+        ids = {"volume_id": volume_id, "snapshot_id": SNAPSHOT, "disk_id": DISK, "domain_id": VM, "vm_id": VM}
+        row = {**ids, **words, **numbers, "layers": 8, "description": description, "taken_at": NOW}
+        _put(database, "overview", **row)
+    migrate.upgrade(database, "services.snapshots")
+    for sort, first in (("description", MERGE), ("-description", SNAPSHOT), ("reason", MERGE), ("made_at", MERGE)):
+        page = _page(database, sort)
+        rows = [*page["items"], *_page(database, sort, page["next"])["items"]]
+        assert [row["volume_id"] for row in rows] == [first, SNAPSHOT if first == MERGE else MERGE]
+        assert rows[0]["made_at"] is None
+
+
+def _page(database: Database, sort: str, after: str | None = None) -> dict[str, Any]:
+    promise, ask = snapshots.list_disk_snapshots, {"id": VM, "sort": sort, "limit": 1, "after": after}
+    with database.read() as session:
+        return promise.load_reply(store_lists.page(session, promise.load_request(ask)))
