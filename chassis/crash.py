@@ -3,7 +3,7 @@
 Set `DRYSTONE_CRASH` to a point's name, or `DRYSTONE_CRASH_FILE` to a file whose first line names it. The file is
 renamed before the kill, so that it fires once and the restarted process lives. With the word `hold` behind the name
 the process stops there (SIGSTOP) instead, so that something else can die at exactly this moment; its pid is then in
-the second line.
+the second line. With the word `pass` it goes on untouched, and the renaming tells when it came by.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ def point(name: str) -> None:
     if not path:
         return
     named, _, how = _named_in(path).partition(" ")
-    if named == name and _consume(path):
+    if named == name and _consume(path) and how != "pass":
         _hold(path) if how == "hold" else _die()
 
 

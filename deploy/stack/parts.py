@@ -54,13 +54,22 @@ class Process:
     def crash_file(self) -> Path:
         return self.folder / "crash-point"
 
+    @property
+    def _fired(self) -> Path:
+        return self.crash_file.with_name(self.crash_file.name + ".fired")
+
     def crash_at(self, point: str) -> None:
-        """SIGKILL itself, once, when it next passes this named point (chassis/crash.py)."""
+        """SIGKILL itself, once, when it next passes this named point (chassis/crash.py, also for words behind it)."""
         self.crash_file.write_text(point + "\n")
 
     def crashed(self) -> bool:
         """Has the point of `crash_at` been reached?"""
-        return self.crash_file.with_name(self.crash_file.name + ".fired").exists()
+        return self._fired.exists()
+
+    def forget_crash(self) -> None:
+        """What `crash_at` left, where the process lived through it."""
+        self.crash_file.unlink(missing_ok=True)
+        self._fired.unlink(missing_ok=True)
 
     def alive(self) -> bool:
         return self.running is not None and self.running.alive()
@@ -75,7 +84,7 @@ class Process:
         if self.alive():
             return
         self.folder.mkdir(parents=True, exist_ok=True)
-        self.crash_file.with_name(self.crash_file.name + ".fired").unlink(missing_ok=True)
+        self._fired.unlink(missing_ok=True)
         self.health_port = self.health_port or wait.free_port()
         argv = [str(PYTHON), "-m", self.module]
         self.running = self.place().spawn(self.name, argv, self._environment(), ROOT)

@@ -56,20 +56,27 @@ def _lifted(vm: Machine, job_id: str) -> bool:
     return True
 
 
-def remove_and_hurt_in_pivot(
+def remove_and_hurt_after_ask(
     world: World, vm: Machine, snapshot_id: str, hurt: Callable[[], None], delay: float = 0.0
-) -> dict[str, Any]:
-    """Ask for a removal; so many seconds after the agent wrote down that it will pause the guest, hurt something."""
-    journal = world.stack.agents["h1"].folder / "journal.json"
-
-    def paused() -> bool:
-        return vm.id in json.loads(journal.read_text())["pauses"]
-
+) -> tuple[dict[str, Any], bool]:
+    """Ask for a removal; so many seconds after the agent asked libvirt for the pivot, hurt something. Answers the end,
+    and whether the guest stood still yet when it was hurt: then nothing of the pivot was over."""
+    agent = world.stack.agents["h1"]
+    journal = agent.folder / "journal.json"
+    agent.crash_at("pivot.after_ask pass")
     job = vm.api.remove_snapshot(snapshot_id)
-    wait.until("the pause of the pivot", paused, 60, every=0.0005)
+    wait.until("the ask for the pivot", agent.crashed, 60, every=0.0002)
+    asked = time.monotonic()
     time.sleep(delay)
+    amidst = vm.id in json.loads(journal.read_text())["pauses"]
+    late = time.monotonic() - asked
     hurt()
-    return end_of(vm, job["id"])
+    ended = end_of(vm, job["id"])
+    agent.forget_crash()
+    print(
+        f"\nhurt {late * 1000:.1f} ms after the ask was seen, {'in' if amidst else 'after'} the pause: {ended['state']}"
+    )
+    return ended, amidst
 
 
 def remove_with_crash(

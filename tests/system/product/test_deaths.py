@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from deploy.stack import proc, wait
+from deploy.stack.host import Host
 from deploy.stack.postgres import Postgres
 from deploy.stack.stack import Stack
 from deploy.world import Machine, World
@@ -108,20 +109,20 @@ def test_libvirtd_dies_while_the_agent_is_dead_in_the_pivot(world: World, writin
     deaths.assert_whole(vm, snapshots=0)
 
 
+# The guest stands still for about 25 ms from the ask on. A busy machine may kill too late: then once more.
+SURELY_AMIDST, TRIES = 0.005, 3
+
+
 @pytest.mark.parametrize("delay", [0.0, 0.005, 0.015, *chaos(0.01, 0.02, 0.03, 0.04, 0.05)])
-def test_libvirtd_dies_in_the_pivot(world: World, writing_vm: VmOf, delay: float) -> None:
-    vm = writing_vm()
-    snapshot = vm.snapshot("goes")
-    host = world.stack.hosts["h1"]
-    pid = host.libvirtd_pid()
-
-    def hurt() -> None:
-        os.kill(pid, signal.SIGKILL)
-        wait.until("the end of libvirtd", lambda: proc.state(pid) in ("", "Z"), 10, every=0.001)
-        host.start_libvirtd()
-
-    ended = deaths.remove_and_hurt_in_pivot(world, vm, snapshot, hurt, delay)
-    deaths.assert_undone_and_repeat(vm, ended, snapshot)
+def test_libvirtd_dies_in_the_pivot_after_it_was_asked_for_it(world: World, writing_vm: VmOf, delay: float) -> None:
+    vm, host = writing_vm(), world.stack.hosts["h1"]
+    for _ in range(TRIES):
+        snapshot = vm.snapshot("goes")
+        ended, amidst = deaths.remove_and_hurt_after_ask(world, vm, snapshot, libvirtd_killer(host), delay)
+        deaths.assert_undone_and_repeat(vm, ended, snapshot)
+        if amidst or delay > SURELY_AMIDST:
+            break
+    assert amidst or delay > SURELY_AMIDST
     vm.wait_for_writes(64)
     vm.power_off()
     # seen: libvirtd 9.0 was gone after the power-off of a VM whose pivot it had missed; systemd would start it again
@@ -132,10 +133,10 @@ def test_libvirtd_dies_in_the_pivot(world: World, writing_vm: VmOf, delay: float
 
 @pytest.mark.chaos
 @pytest.mark.parametrize("delay", [0.0, 0.005, 0.01, 0.015, 0.02, 0.03])
-def test_qemu_dies_in_the_pivot(world: World, writing_vm: VmOf, delay: float) -> None:
+def test_qemu_dies_in_the_pivot_after_it_was_asked_for_it(world: World, writing_vm: VmOf, delay: float) -> None:
     vm = writing_vm()
     snapshot = vm.snapshot("goes")
-    ended = deaths.remove_and_hurt_in_pivot(world, vm, snapshot, qemu_killer(world, vm), delay)
+    ended, _ = deaths.remove_and_hurt_after_ask(world, vm, snapshot, qemu_killer(world, vm), delay)
     vm.wait_for_state("down")
     deaths.assert_undone_and_repeat(vm, ended, snapshot)
     deaths.assert_whole(vm, snapshots=0)
@@ -236,6 +237,18 @@ def test_postgresql_dies_in_a_merge(world_on_postgres: World, postgres: Postgres
 def again(world: World, part: str) -> None:
     world.stack.kill(part)
     world.stack.start_part(part)
+
+
+def libvirtd_killer(host: Host) -> Callable[[], None]:
+    """Kills the libvirtd that the host has now, and starts it again."""
+    pid = host.libvirtd_pid()
+
+    def kill() -> None:
+        os.kill(pid, signal.SIGKILL)
+        wait.until("the end of libvirtd", lambda: proc.state(pid) in ("", "Z"), 10, every=0.001)
+        host.start_libvirtd()
+
+    return kill
 
 
 def qemu_killer(world: World, vm: Machine) -> Callable[[], None]:

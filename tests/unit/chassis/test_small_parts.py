@@ -97,6 +97,14 @@ def test_a_process_that_is_held_says_who_it_is_and_goes_on_later(tmp_path: pathl
     assert held.wait(60) == 0
 
 
+def test_a_process_that_is_only_watched_tells_once_that_it_came_by(tmp_path: pathlib.Path) -> None:
+    file = tmp_path / "crash"
+    file.write_text("two pass\n")
+    assert ends_with(DRYSTONE_CRASH_FILE=str(file)) == 0
+    assert (tmp_path / "crash.fired").read_text() == "two pass\n"
+    assert not file.exists()
+
+
 def test_to_die_is_sigkill(monkeypatch: pytest.MonkeyPatch) -> None:
     seen: list[tuple[int, int]] = []
     monkeypatch.setattr(os, "kill", lambda pid, number: seen.append((pid, number)))
