@@ -5,7 +5,8 @@
 
 Rules under eventlet (each was seen to hurt): a write transaction on SQLite never yields, so no RPC and no sleep
 inside it; SQLite's own busy wait blocks the whole hub, so it is off and waiting is done here, in green time;
-psycopg's binary implementation blocks the hub, so its Python one is used.
+psycopg's binary implementation blocks the hub, so its Python one is used. A writer gives way after each transaction
+(seen: 800 of them in a row, eight green threads, before anybody else ran once).
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ import pathlib
 import random
 import sqlite3
 import threading
+import time
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -80,6 +82,8 @@ class Database:
             self._lock.begun = True
             yield session
             session.commit()
+        if self.is_sqlite:
+            time.sleep(0)  # nothing above yields: a loop of transactions would keep all others waiting
 
     def now(self, session: Session) -> datetime.datetime:
         """The database's time, which all instances of the service share; leases are measured by it.

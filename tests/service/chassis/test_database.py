@@ -114,6 +114,13 @@ def test_green_writers_of_two_processes_lose_nothing_and_nobody_fails(url: str, 
     assert value(counting) == 2 * 8 * 25
 
 
+def test_green_writers_keep_nobody_waiting_for_more_than_one_transaction_each(url: str, counting: Database) -> None:
+    found = result(writers(url, "write", 8, 25))
+    assert found["written"] == value(counting) == 8 * 25
+    assert found["between"] <= 8  # 200 where a writer does not give way after its transaction
+    assert found["turns"] >= 25
+
+
 def test_a_write_transaction_that_does_not_yield_is_not_accused(url: str, counting: Database) -> None:
     if counting.is_sqlite:
         assert result(writers(url, "write", 8, 10))["yields"] == 0
@@ -130,12 +137,12 @@ def test_another_process_that_holds_the_file_is_waited_for_in_green_time(url: st
         return
     holder = sqlite3.connect(str(counting.url.database), isolation_level=None, check_same_thread=False)
     holder.execute("BEGIN IMMEDIATE")
-    process = writers(url, "write", 2, 1)
+    process = writers(url, "write", 8, 1)
     assert process.stdout.readline() == "ticking\n"  # SQLite's own wait would stand still for 5 s, then fail
     holder.execute("COMMIT")
     holder.close()
     result(process)
-    assert value(counting) == 2
+    assert value(counting) == 8
 
 
 def test_long_queries_of_green_threads_run_at_the_same_time(postgres: Postgres) -> None:
