@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pathlib
 import signal
+import sqlite3
 import subprocess
 import sys
 import time
@@ -71,6 +73,12 @@ class Process:
 
     def thaw(self) -> None:
         os.kill(self.pid, signal.SIGCONT)
+
+    def rows(self, table: str, columns: str = "*") -> list[tuple[Any, ...]]:
+        """What it has committed to its SQLite file, read beside it; it may be frozen or dead."""
+        file = self.folder / f"{self.module.rsplit('.', 1)[-1]}.sqlite"
+        with contextlib.closing(sqlite3.connect(file, timeout=20)) as connection:
+            return connection.execute(f"SELECT {columns} FROM {table}").fetchall()  # noqa: S608 - names from the test
 
     def memory(self) -> int:
         """Resident bytes."""

@@ -15,6 +15,9 @@ class Nothing(Schema):
 class EchoRequest(Schema):
     text = fields.String(required=True)
     seconds = fields.Float(load_default=0.0)
+    id = fields.String(
+        load_default=None, allow_none=True
+    )  # chosen by the caller: the leaf writes the text once under it
 
 
 class Echo(Schema):

@@ -15,7 +15,7 @@ GOOD = {"text": "x", "pid": 1, "left": 1.0, "user": "", "flow_id": None, "reques
 def test_a_fake_provider_answers_a_real_service(bus: Bus, relay: Process) -> None:
     asked = bus.answer(promises.echo, lambda request: {**GOOD, "text": request["text"].upper()})
     assert bus.call(promises.nested, {"text": "loud"})["text"] == "LOUD"
-    assert asked == [{"text": "loud", "seconds": 0.0}]
+    assert asked == [{"text": "loud", "seconds": 0.0, "id": None}]
 
 
 def test_a_fake_provider_at_one_address_is_reached_there_only(bus: Bus) -> None:

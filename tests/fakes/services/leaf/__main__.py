@@ -12,7 +12,7 @@ from chassis import bus, context
 from chassis.settings import FrameSettings, setting
 from contracts import errors
 from tests.fakes.services import promises
-from tests.fakes.services.leaf.tables import said
+from tests.fakes.services.leaf.tables import effect, said
 
 
 @dataclass(frozen=True)
@@ -30,6 +30,8 @@ class Leaf(bus.Service):
     @bus.serves(promises.echo)
     def echo(self, request: dict[str, Any]) -> dict[str, Any]:
         self.runs.append(request["text"])
+        if request["id"] is not None:
+            self._write_once(request["id"], request["text"])
         bus.sleep(request["seconds"])
         call = context.current()
         return {
@@ -74,6 +76,12 @@ class Leaf(bus.Service):
     @bus.hears(promises.beat, key="host_id")
     def beat(self, news: dict[str, Any], session: Any) -> None:
         self._keep(session, f"beat {news['host_id']}", news["number"])
+
+    def _write_once(self, key: str, text: str) -> None:
+        """Asking twice equals asking once."""
+        with self.frame.db.write() as session:
+            if session.execute(sa.select(effect.c.id).where(effect.c.key == key)).first() is None:
+                session.execute(effect.insert().values(key=key, text=text))
 
     def _keep(self, session: Any, text: str, number: int) -> None:
         call = context.current()
