@@ -9,7 +9,7 @@ import os
 import time
 from pathlib import Path
 
-from bench.lines import Line
+from bench.lines import Line, Ratio
 from deploy.stack.stack import Stack
 from deploy.world import World
 
@@ -26,7 +26,7 @@ def run() -> list[Line]:
         begun, before = time.monotonic(), _cpu(tree)
         time.sleep(WATCH)
         share = (_cpu(tree) - before) / (time.monotonic() - begun) * 100
-        lines = [Line("idle: all services and the agent, of a core", "%", [share], [CORE_SHARE], "<= 1")]
+        lines = [Line("idle: all services and the agent, of a core", "%", [share], [CORE_SHARE], Ratio(1))]
         for name, pids in tree.items():
             lines += [_memory(name, number, pid) for number, pid in enumerate(pids)]
         return lines
@@ -35,7 +35,7 @@ def run() -> list[Line]:
 def _memory(name: str, number: int, pid: int) -> Line:
     words = f"idle: memory of {name}{f', its child {number}' if number else ''}"
     pages = int(Path(f"/proc/{pid}/statm").read_text().split()[1])
-    return Line(words, "MiB", [pages * os.sysconf("SC_PAGE_SIZE") / 2**20], [MEMORY], "<= 1")
+    return Line(words, "MiB", [pages * os.sysconf("SC_PAGE_SIZE") / 2**20], [MEMORY], Ratio(1))
 
 
 def _with_children(pid: int) -> list[int]:

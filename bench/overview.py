@@ -21,7 +21,7 @@ from typing import Any, Protocol
 
 import psycopg
 
-from bench.lines import Line, in_turns
+from bench.lines import Line, Ratio, in_turns
 from chassis.database import Database
 from contracts import snapshots
 from deploy.stack.postgres import Postgres
@@ -121,7 +121,7 @@ def _beside(name: str, side: Side, wanted: dict[str, Any], *where: Any) -> Line:
         side.ask(_PAGE + more + order, values)
         side.ask(_SUMS + more, values)
 
-    line = Line(f"overview, {side.name}: {name}", "ms", wanted="< 2")
+    line = Line(f"overview, {side.name}: {name}", "ms", wanted=Ratio(2))
     return in_turns(line, lambda: _timed(ours), lambda: _timed(bare), ROUNDS)
 
 

@@ -15,7 +15,7 @@ import time
 import uuid
 from pathlib import Path
 
-from bench.lines import Line, in_turns
+from bench.lines import Line, Ratio, in_turns
 from services.hostagent import domain, files, layout, scan
 
 VOLUMES, DEPTH, ASKED, ROUNDS = 10_000, 4, 100, 3
@@ -28,9 +28,9 @@ def run() -> list[Line]:
         place = layout.Place(folder, str(uuid.uuid4()))
         paths = _fill(place)
         asked = itertools.cycle(paths)
-        scanned = Line("scan of 10,000 volumes / qemu-img info of each", "s", wanted="< 0.1")
+        scanned = Line("scan of 10,000 volumes / qemu-img info of each", "s", wanted=Ratio(0.1))
         in_turns(scanned, lambda: _scan(place), lambda: _qemu_img([next(asked) for _ in range(ASKED)]), ROUNDS)
-        slow = Line("the scan, 1 ms to open a file / one reader", "s", wanted="< 0.2")
+        slow = Line("the scan, 1 ms to open a file / one reader", "s", wanted=Ratio(0.2))
         in_turns(slow, lambda: _slow_scan(place, scan.READERS), lambda: _slow_scan(place, 1), 1)
         return [scanned, slow]
 
