@@ -8,7 +8,7 @@ from collections.abc import Iterator
 from typing import Any
 
 from flask import Response, g, request
-from werkzeug.exceptions import HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
+from werkzeug.exceptions import ClientDisconnected, HTTPException, MethodNotAllowed, NotFound, RequestEntityTooLarge
 
 from chassis import logs
 from contracts import errors
@@ -74,7 +74,9 @@ def from_http(fault: HTTPException) -> Response:
         return answer(errors.MethodNotAllowed(method=request.method, path=request.path, allowed=allowed))
     if isinstance(fault, RequestEntityTooLarge):
         return answer(errors.BodyTooLarge(limit=request.max_content_length))
-    return answer(errors.BadHttp(reason=fault.description or fault.name))
+    if isinstance(fault, ClientDisconnected):  # Werkzeug's word for whatever stops it from reading a body
+        return answer(errors.BadHttp(reason="its body ends too early, or its chunks are none"))
+    return answer(errors.BadHttp(reason=(fault.description or fault.name).rstrip(".")))
 
 
 def unexpected(fault: Exception) -> Response:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import pathlib
+import socket
 import uuid
+from http.client import HTTPResponse
 
 import httpx
 import pytest
@@ -46,6 +49,21 @@ def test_a_stale_etag_is_refused_and_a_missing_one_is_asked_for(http: httpx.Clie
     problem(http.patch(path, json={"cpus": 2}, headers={"If-Match": '"7"'}), 412, "version_mismatch")
     problem(http.patch(path, json={"cpus": 2}), 428, "precondition_required")
     problem(http.delete(path, headers={"If-Match": "seven"}), 422, "bad_request")
+
+
+@pytest.mark.parametrize(
+    ("head", "sent"), [("Transfer-Encoding: chunked", "zz\r\n{}\r\n0\r\n\r\n"), ("Content-Length: 50", "{}")]
+)
+def test_a_request_that_is_no_http_is_refused(door: Door, head: str, sent: str) -> None:
+    lines = ["POST /api/v1/data-centers HTTP/1.1", f"Authorization: Bearer {door.token}", head, "", sent]
+    with socket.create_connection((httpx.URL(door.address).host, httpx.URL(door.address).port or 0), 20) as line:
+        line.sendall("\r\n".join(lines).encode())
+        line.shutdown(socket.SHUT_WR)
+        answer = HTTPResponse(line)
+        answer.begin()
+        found = json.loads(answer.read())
+    assert (answer.status, found["code"]) == (400, "bad_http")
+    assert found["detail"] == "The HTTP request cannot be understood: its body ends too early, or its chunks are none."
 
 
 @pytest.mark.parametrize("key", ["2f1c8d1e-5a0b-4c3e-9a55-0d6c3b7a9e01", "order-66"])
