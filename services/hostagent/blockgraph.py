@@ -50,8 +50,9 @@ class Blocks:
     loose: tuple[str, ...] = ()
 
     def chain(self, alias: str) -> tuple[Layer, ...] | None:
-        """The chain of the device with this alias; None: QEMU has no such device."""
-        return next((chain for name, chain in self.chains.items() if alias in name.split("/")), None)
+        """The chain of the device with this alias; None: QEMU has no such device, or none is named."""
+        named = (chain for name, chain in self.chains.items() if alias in name.split("/"))
+        return next(named, None) if alias else None  # names begin with a slash: nothing would be a part of each
 
     def job(self, chain: tuple[Layer, ...]) -> Job | None:
         """The job that works on this chain; one that is concluded and waits to be dismissed is over."""

@@ -32,9 +32,6 @@ class LiveDomain:
     def disk(self, disk_id: str) -> LiveDisk | None:
         return next((disk for disk in self.disks if disk.alias == domainxml.alias(disk_id)), None)
 
-    def target(self, target: str) -> LiveDisk | None:
-        return next((disk for disk in self.disks if disk.target == target), None)
-
 
 def read(text: str) -> LiveDomain:
     root = ET.fromstring(text)  # noqa: S314  (libvirt's own answer)

@@ -123,3 +123,41 @@ def test_target_names_never_repeat(count: int) -> None:
 @given(some.text(some.characters(exclude_categories=("Cs", "Cc"), exclude_characters="/"), min_size=1, max_size=50))
 def test_a_name_that_people_give_cannot_break_the_xml(name: str) -> None:
     assert ET.fromstring(build(spec(name=name))).findtext("title") == name
+
+
+def test_a_lease_is_named_with_its_place_on_the_storage() -> None:
+    lease = {"lockspace": "ls", "key": "vm", "path": "/mnt/d1/dom_md/xleases", "offset": 3145728}
+    text = domainxml.build(spec(disks=[]), {}, monitor="/run/m", kvm=False, emulator="/usr/bin/q", lease=lease)
+    element = ET.fromstring(text).find("devices/lease")
+    assert element is not None
+    assert (element.findtext("lockspace"), element.findtext("key")) == ("ls", "vm")
+    assert element.find("target").attrib == {"path": "/mnt/d1/dom_md/xleases", "offset": "3145728"}
+    assert ET.fromstring(build(spec())).find("devices/lease") is None
+
+
+def test_a_vm_without_disks_has_no_uefi_variables() -> None:
+    root = ET.fromstring(build(spec(firmware="uefi", disks=[])))
+    assert (root.find("os").get("firmware"), root.find("os/nvram")) == ("efi", None)
+
+
+@pytest.mark.parametrize("boot", [None, {"initrd": "/boot/i"}, {"kernel": "/boot/k"}])
+def test_only_what_is_given_is_booted_directly(boot: dict[str, str] | None) -> None:
+    """An initial RAM disk without a kernel would be refused by libvirt."""
+    system = ET.fromstring(build({**spec(), "boot": boot})).find("os")
+    given = [name for name in ("kernel", "initrd", "cmdline") if system.find(name) is not None]
+    assert given == (["kernel"] if boot and "kernel" in boot else [])
+
+
+def test_without_a_log_the_serial_line_is_a_terminal() -> None:
+    serial = ET.fromstring(build({**spec(), "boot": None})).find("devices/serial")
+    assert (serial.get("type"), serial.find("source")) == ("pty", None)
+
+
+@pytest.mark.parametrize(("network", "kind"), [(None, "user"), ("net1", "network")])
+@pytest.mark.parametrize("linked", [True, False])
+def test_a_nic_is_on_its_network_and_may_be_unplugged(network: str | None, kind: str, linked: bool) -> None:
+    nic = {"id": NIC, "mac": "56:6f:1a:00:00:01", "model": "virtio", "network": network, "linked": linked}
+    found = ET.fromstring(build({**spec(), "nics": [nic]})).find("devices/interface")
+    source, link = found.find("source"), found.find("link")
+    assert (found.get("type"), None if source is None else source.get("network")) == (kind, network)
+    assert (None if link is None else link.get("state")) == (None if linked else "down")

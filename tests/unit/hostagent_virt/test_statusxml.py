@@ -1,5 +1,6 @@
 """The correction of libvirt's status file, on recorded ones."""
 
+from collections.abc import Callable
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -77,3 +78,54 @@ def test_a_node_that_the_file_does_not_know_is_for_a_person() -> None:
 def test_a_file_that_is_no_xml_is_for_a_person(text: str) -> None:
     with pytest.raises(statusxml.Unmendable):
         statusxml.correct(text, blocks("idle"))
+
+
+def edited(phase: str, edit: Callable[[ET.Element], None]) -> str:
+    root = ET.fromstring(status(phase))
+    edit(root)
+    return ET.tostring(root, encoding="unicode")
+
+
+def without(path: str, tag: str) -> Callable[[ET.Element], None]:
+    def edit(root: ET.Element) -> None:
+        for parent in root.findall(path):
+            for child in parent.findall(tag):
+                parent.remove(child)
+
+    return edit
+
+
+@pytest.mark.parametrize("tag", ["target", "alias"])
+def test_a_disk_that_qemu_does_not_show_is_left_as_it_is(tag: str) -> None:
+    text = edited("ready", without(DISK, tag))
+    assert chain_of(statusxml.correct(text, blocks("pivoted"))) == chain_of(text)
+
+
+def test_a_disk_without_a_driver_is_for_a_person() -> None:
+    with pytest.raises(statusxml.Unmendable, match="<driver>"):
+        statusxml.correct(edited("ready", without(DISK, "driver")), blocks("pivoted"))
+
+
+def test_a_layer_without_its_format_is_for_a_person() -> None:
+    def bare(root: ET.Element) -> None:
+        for path in (f"{DISK}//backingStore", f"{DISK}/mirror"):
+            without(path, "format")(root)
+
+    with pytest.raises(statusxml.Unmendable, match="in a way that is not known"):
+        statusxml.correct(edited("ready", bare), blocks("pivoted"))
+
+
+def test_a_file_without_a_list_of_jobs_is_corrected_too() -> None:
+    corrected = statusxml.correct(edited("ready", without(".", "blockjobs")), blocks("pivoted"))
+    assert chain_of(corrected) == [V2, V1]
+    assert ET.fromstring(corrected).find("blockjobs") is None
+
+
+def test_a_layer_without_an_index_gets_none() -> None:
+    def bare(root: ET.Element) -> None:
+        for element in root.iter():
+            element.attrib.pop("index", None)
+
+    corrected = ET.fromstring(statusxml.correct(edited("ready", bare), blocks("pivoted")))
+    assert chain_of(ET.tostring(corrected, encoding="unicode")) == [V2, V1]
+    assert [element.tag for element in corrected.iterfind(f"{DISK}//*[@index]")] == []
