@@ -1,4 +1,4 @@
-"""The bus: the one place that knows nameko, kombu and eventlet. Import it first: it patches the process.
+"""The bus: the one door to nameko, kombu and eventlet. Import it first: it patches the process.
 
     class Inventory(bus.Service):
         name = "inventory"
@@ -11,7 +11,8 @@
 
 Errors of `Client.call`: the promise's own, and NoAnswer (outcome unknown: look, never assume), ServiceAway, BusAway,
 Late (nothing was done), BadRequest, InternalError. The files: bus_green (green threads), bus_wire (names on the
-wire), bus_lines (publishing), bus_client (asking), bus_news (events' fate), bus_door (answering).
+wire), bus_lines (publishing), bus_client (asking), bus_nameko (taking what comes in: nameko is imported there and
+nowhere else), bus_door (answering), bus_news (events' fate), bus_parked (a person looks).
 """
 
 from __future__ import annotations
@@ -22,14 +23,13 @@ from typing import Any
 from chassis.bus_green import Box, Signal, after, gather, on_stop_signals, serve_http, sleep, spawn  # isort: skip  # patches
 
 import eventlet
-from nameko.containers import ServiceContainer
 
 from chassis import bus_lines as lines
 from chassis import bus_wire as wire
 from chassis import logs
 from chassis.bus_client import Client, Ear, Note, check
-from chassis.bus_door import Ask, Hear, Service, hears, serves
-from chassis.bus_intake import FRAME
+from chassis.bus_door import Service, hears, serves
+from chassis.bus_nameko import Hear, container, entries
 from chassis.frame import Frame
 from contracts import errors
 
@@ -60,29 +60,21 @@ _log = logs.get("bus")
 def run_service(service_cls: type[Service], frame: Frame) -> None:
     """Take messages until SIGTERM or SIGINT. Raises SystemExit when the broker refuses our user at the start."""
     refuse_bad_credentials(frame)
-    container = container_of(service_cls, frame)
+    taker = container(service_cls, service_cls.address(frame.settings), frame.settings.amqp_uri, frame)
     end = Box()
     on_stop_signals(lambda: end.put("asked"))
-    _watch_parked(container, frame)
-    starting = eventlet.spawn(container.start)  # it does not return before the broker is there
+    _watch_parked(taker, frame)
+    starting = eventlet.spawn(taker.start)  # it does not return before the broker is there
     starting.link(lambda thread: _started(service_cls, frame, thread, end))
-    eventlet.spawn(container.wait).link(lambda _thread: end.put("died"))
+    eventlet.spawn(taker.wait).link(lambda _thread: end.put("died"))
     why = end.get()
     service_cls.stopping(frame)
     with eventlet.Timeout(STOP_SECONDS, False):
-        container.stop()
-    container.kill()
+        taker.stop()
+    taker.kill()
     frame.client.close()
     if why != "asked":
         sys.exit(f"{service_cls.name} ended because of an error; its log tells which.")
-
-
-def container_of(service_cls: type[Service], frame: Frame) -> Any:
-    """nameko's container, with enough workers that waiting ones never keep others from starting."""
-    named = type(service_cls.__name__, (service_cls,), {"name": service_cls.address(frame.settings)})
-    ears = [entry.limit for entry in _entries(named) if isinstance(entry, Hear)]
-    workers = service_cls.parallel + sum(ears) + 1
-    return ServiceContainer(named, {"AMQP_URI": frame.settings.amqp_uri, "max_workers": workers, FRAME: frame})
 
 
 def refuse_bad_credentials(frame: Frame) -> None:
@@ -125,18 +117,13 @@ def _started(service_cls: type[Service], frame: Frame, thread: Any, end: Box) ->
         end.put("died")
 
 
-def _entries(service_cls: type[Service]) -> list[Ask | Hear]:
-    members = [getattr(service_cls, name) for name in dir(service_cls)]
-    return [entry for member in members for entry in getattr(member, "nameko_entrypoints", ())]
-
-
-def _watch_parked(container: Any, frame: Frame) -> None:
-    entries = _entries(container.service_cls)
-    if not entries:  # nothing comes in, so only what goes out can tell how the broker is
+def _watch_parked(taker: Any, frame: Frame) -> None:
+    taken = entries(taker.service_cls)
+    if not taken:  # nothing comes in, so only what goes out can tell how the broker is
         frame.health.check("bus", frame.client.fault)
-    if not any(isinstance(entry, Hear) for entry in entries):
+    if not any(isinstance(entry, Hear) for entry in taken):
         return
-    queue = wire.parked_queue(container.service_name)
+    queue = wire.parked_queue(taker.service_name)
 
     def parked() -> float | None:
         return frame.client.post.count(queue)

@@ -1,4 +1,4 @@
-"""The answering side, on nameko's containers and entrypoints: requests and news come in here.
+"""The answering side: what a service's door inherits, and what becomes of a request or news in it (bus_nameko calls).
 
 Delivery is at least once in both directions. A request can run twice when the broker or a connection dies between
 its start and its acknowledgement, which is why every ask is idempotent under the id that its caller chose.
@@ -13,16 +13,10 @@ from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, ClassVar, cast
 
-from nameko import messaging, rpc
-from nameko.exceptions import ContainerBeingKilled
-from nameko.extensions import DependencyProvider
-
-from chassis import bus_green as green  # first: it patches
-from chassis import bus_lines as lines
 from chassis import bus_news as news_rules
 from chassis import bus_wire as wire
 from chassis import context, inbox, logs
-from chassis.bus_intake import FRAME, Intake
+from chassis.bus_nameko import Ask, FrameProvider, Hear
 from contracts import errors
 from contracts.promise import Event, Rpc
 
@@ -30,14 +24,8 @@ if TYPE_CHECKING:
     from chassis.frame import Frame
     from chassis.settings import FrameSettings
 
-REPLY_PATIENCE = 30.0  # seconds that a reply waits for the broker at most
 _log = logs.get("bus")
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
-
-
-class _FrameProvider(DependencyProvider):
-    def get_dependency(self, _worker: Any) -> Any:
-        return self.container.config[FRAME]
 
 
 class Service:
@@ -46,7 +34,7 @@ class Service:
     name: ClassVar[str]
     parallel: ClassVar[int] = 32  # requests that one instance works on at the same time
     retry_delays: ClassVar[tuple[float, ...]] = (1.0, 5.0, 30.0, 120.0)  # seconds before each new try of an event
-    frame: Frame = cast("Frame", _FrameProvider())
+    frame: Frame = cast("Frame", FrameProvider())
 
     @classmethod
     def address(cls, settings: FrameSettings) -> str:
@@ -144,163 +132,6 @@ def _unexpected(promise: Rpc, service: str) -> errors.InternalError:
     correlation_id = f"{service}-{uuid.uuid4().hex[:12]}"
     _log.exception("a request ended in an undeclared error", method=promise.wire, correlation_id=correlation_id)
     return errors.InternalError(correlation_id=correlation_id)
-
-
-class Desk(rpc.RpcConsumer):
-    """The one queue of requests of a service; replies leave through the client's lines."""
-
-    queue_consumer = Intake()
-    queue: str | None
-
-    def setup(self) -> None:
-        if self.queue is None:
-            self.queue = wire.rpc_queue(self.container.service_name)
-            self.queue_consumer.register_provider(self)
-
-    @property
-    def limit(self) -> int:
-        return int(self.container.service_cls.parallel)
-
-    def declare(self, channel: Any) -> str:
-        lines.ensure_exchange(channel.connection, wire.RPC_EXCHANGE)
-        arguments = {"x-expires": wire.RPC_QUEUE_EXPIRES_MS}
-        channel.queue_declare(self.queue, durable=True, auto_delete=False, arguments=arguments)
-        channel.queue_bind(self.queue, wire.RPC_EXCHANGE, f"{self.container.service_name}.*")
-        return str(self.queue)
-
-    def get_provider_for_method(self, routing_key: str) -> Any:
-        for provider in self._providers:
-            if routing_key == f"{self.container.service_name}.{provider.promise.wire}":
-                return provider
-        raise errors.BadRequest(errors={"method": [f"{routing_key} is not served here (another version?)."]})
-
-    def handle_message(self, body: Any, message: Any) -> None:
-        try:
-            provider = self.get_provider_for_method(message.delivery_info["routing_key"])
-            provider.handle_message(body, message)
-        except errors.Problem as problem:
-            self.handle_result(message, {"error": problem.to_wire()}, None)
-
-    def handle_result(self, message: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
-        reply_to = message.properties.get("reply_to")
-        if reply_to:
-            self._reply(message, reply_to, result)
-        self.queue_consumer.ack_message(message)
-        return result, exc_info
-
-    def _reply(self, message: Any, reply_to: str, envelope: Any) -> None:
-        deadline = wire.from_headers(message.headers).deadline or time.time()
-        left = min(max(deadline - time.time(), 1.0), REPLY_PATIENCE)
-        letter = lines.Letter(
-            exchange=wire.RPC_EXCHANGE,
-            key=reply_to,
-            body={"result": envelope, "error": None},
-            correlation_id=message.properties.get("correlation_id"),
-            lasting=False,
-        )
-        try:
-            self.container.config[FRAME].client.post.send(letter, left, patient=left)
-        except (lines.Away, lines.Unconfirmed) as fault:
-            # The caller learns nothing, which is what it must be ready for; ending the process helps nobody.
-            _log.warning("a reply was lost: the broker is away", reason=str(fault))
-
-
-class Ask(rpc.Rpc):
-    """One served promise."""
-
-    rpc_consumer = Desk()
-
-    def __init__(self, promise: Rpc, **kwargs: Any) -> None:
-        self.promise = promise
-        self.handler = ""
-        super().__init__(**kwargs)
-
-    def bind(self, container: Any, method_name: str) -> Any:
-        bound = super().bind(container, "_serve")
-        bound.handler = method_name
-        return bound
-
-    def handle_message(self, body: Any, message: Any) -> None:
-        args = body.get("args") if isinstance(body, dict) else None
-        if not isinstance(args, list) or len(args) != 1 or body.get("kwargs"):
-            raise errors.BadRequest(errors={"args": ["A request is one positional argument."]})
-        finish = partial(self.handle_result, message)
-        try:
-            self.container.spawn_worker(self, (self, args[0], message), {}, handle_result=finish)
-        except ContainerBeingKilled:
-            self.rpc_consumer.requeue_message(message)
-
-
-class Hear(messaging.Consumer):
-    """One event that a service listens to, in a durable queue that all its instances share."""
-
-    queue_consumer = Intake()
-
-    def __init__(self, event: Event, parallel: int = 1, key: str | None = None, **kwargs: Any) -> None:
-        self.event, self.limit, self.key_field = event, parallel, key
-        self.handler = ""
-        super().__init__(queue=None, **kwargs)
-
-    def bind(self, container: Any, method_name: str) -> Any:
-        bound = super().bind(container, "_hear")
-        bound.handler = method_name
-        return bound
-
-    def setup(self) -> None:
-        self.queue = wire.event_queue(self.event, self.container.service_name)
-        self.queue_consumer.register_provider(self)
-
-    def declare(self, channel: Any) -> str:
-        delays = self.container.service_cls.retry_delays
-        news_rules.declare_retries(channel, self.container.service_name, delays)
-        news_rules.declare_event(channel, self.event, self.container.service_name, only_keyed=bool(self.key_field))
-        return str(self.queue)
-
-    def handle_message(self, body: Any, message: Any) -> None:
-        frame = self.container.config[FRAME]
-        arrival = news_rules.Arrival(self.event, self.container.service_name, message)
-        fault = arrival.fault(strict=frame.settings.strict_agents, key_field=self.key_field)
-        if fault:
-            self._park(arrival, fault)
-            return
-        finish = partial(self._finish, arrival)
-        args = (self, self.event.load(body), arrival)
-        try:
-            self.container.spawn_worker(self, args, {}, handle_result=finish)
-        except ContainerBeingKilled:
-            self.queue_consumer.requeue_message(message)
-
-    def _finish(self, arrival: news_rules.Arrival, _worker: Any, result: Any, exc_info: Any) -> tuple[Any, Any]:
-        fault = result if exc_info is None else exc_info[1]
-        if fault is None:
-            self.container.config[FRAME].health.heard(self.event.wire, "ok")
-            self.queue_consumer.ack_message(arrival.message)
-            return None, None
-        delays = self.container.service_cls.retry_delays
-        why = f"{type(fault).__name__}: {fault}"
-        if arrival.tries >= len(delays):
-            self._park(arrival, f"failed {arrival.tries + 1} times, at last with {why}")
-        else:
-            _log.warning("an event will be tried again", event_name=self.event.wire, tries=arrival.tries + 1, why=why)
-            self._move(arrival, arrival.again(delays[arrival.tries], why), "again")
-        return None, None
-
-    def _park(self, arrival: news_rules.Arrival, why: str) -> None:
-        name = self.event.wire
-        _log.error("an event was parked: a person must look at it", event_name=name, why=why, message_id=arrival.id)
-        self._move(arrival, arrival.parked(why), "parked")
-
-    def _move(self, arrival: news_rules.Arrival, letter: lines.Letter, outcome: str) -> None:
-        """Put the copy in its new place first, then let go of the original."""
-        frame = self.container.config[FRAME]
-        try:
-            frame.client.post.send(letter, 10.0, patient=5.0)
-        except (lines.Away, lines.Unconfirmed):
-            green.sleep(1.0)  # so that a failing handler and a failing broker do not spin
-            self.queue_consumer.requeue_message(arrival.message)
-            return
-        frame.health.heard(self.event.wire, outcome)
-        self.queue_consumer.ack_message(arrival.message)
 
 
 def serves(promise: Rpc) -> Decorator:
