@@ -245,3 +245,19 @@ def test_after_any_history_the_marks_name_the_one_leaf(moves):
     history.discard()
     assert sorted(history.volumes) == sorted(history.line)
     assert chain.walk("d", list(history.volumes.values()), history.line[-1]) == tuple(reversed(history.line))
+
+
+@pytest.mark.parametrize(
+    ("others", "again"),
+    [
+        ([v("base"), v("top", "base")], {"leaf": "top"}),
+        ([v("base"), v("middle", "base"), v("top", "middle")], {"leaf": "top"}),
+        ([v("base")], {}),  # what the record names is gone: discarded, so the merge was recorded in all but this
+        ([v("base"), illegal("top", "base")], {}),
+        ([v("top", "base")], {}),  # there is nothing at the end of it
+        ([v("base"), v("loop", "top"), v("top", "loop")], {}),
+        ([v("base"), v("top")], {}),
+    ],
+)
+def test_an_unrecorded_merge_is_seen_where_the_old_volumes_still_count(others, again):
+    assert chain.unrecorded([*others, v("leaf", "base", record="top")]) == again
