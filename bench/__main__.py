@@ -1,4 +1,4 @@
-"""`python -m bench [rpc http idle merge …]` (make bench): all lines, or those named. Ends with 1 if one was MISSED."""
+"""`python -m bench [rpc http idle merge pull …]` (make bench): all lines, or those named. Ends with 1 if one was MISSED."""
 
 import importlib
 import sys
@@ -6,7 +6,7 @@ from collections.abc import Iterable
 
 from bench import lines
 
-ALL = ("rpc", "http", "idle", "scan", "overview", "merge")
+ALL = ("rpc", "http", "idle", "scan", "overview", "merge", "pull")
 
 
 def main() -> None:

@@ -77,10 +77,10 @@ def _ours(world: World, name: str, gib: int, flows: list[float]) -> float:
     vm = world.machine(name, mib=SIZE_MIB, write=False)
     snapshot = vm.snapshot("below")
     base, top = (vm.folder() / layer["volume_id"] for layer in vm.chain())
-    _fill(top, gib)
+    fill(top, gib)
     world.api.start_vm(vm.id)
     vm.wait_for_state("running")
-    _wait_for_guest(vm.log)
+    wait_for_guest(vm.log)
     with Flow(base, flows):
         begun = time.perf_counter()
         job = world.api.remove_snapshot(snapshot)
@@ -89,18 +89,18 @@ def _ours(world: World, name: str, gib: int, flows: list[float]) -> float:
         wait.until("the merge", lambda: world.api.jobs.get(job["id"])["state"] != "running", 300, every=every)
         took = time.perf_counter() - begun
     vm.finish(job["id"])
-    _forget(world, vm)
+    forget(world, vm)
     return took
 
 
 def _virsh(world: World, folder: Path, gib: int, flows: list[float]) -> float:
-    top, log = _plain_chain(folder, SIZE_MIB), folder / "console"
-    _fill(top, gib)
-    with _plain_vm(world, folder, top, log, write=False):
-        _wait_for_guest(log)
+    top, log = plain_chain(folder, SIZE_MIB), folder / "console"
+    fill(top, gib)
+    with plain_vm(world, folder, top, log, write=False):
+        wait_for_guest(log)
         with Flow(folder / "base.qcow2", flows):
             begun = time.perf_counter()
-            _blockcommit(world, folder.name)
+            blockcommit(world, folder.name)
             top.unlink()
             files.sync_folder(str(folder))
             took = time.perf_counter() - begun
@@ -138,16 +138,16 @@ def _our_stall(world: World, name: str, merges: list[dict[str, float]]) -> float
         job = vm.remove(snapshot)
         vm.wait_for_writes(50)
     merges.append(dict(next(iter(world.api.merges.all(removal_id=job["id"])))["stall"] or {}))
-    _forget(world, vm)
+    forget(world, vm)
     return watch.longest_ms()
 
 
 def _virsh_stall(world: World, folder: Path) -> float:
-    top, log = _plain_chain(folder, STALL_MIB), folder / "console"
-    with _plain_vm(world, folder, top, log, **BUSY):
+    top, log = plain_chain(folder, STALL_MIB), folder / "console"
+    with plain_vm(world, folder, top, log, **BUSY):
         _wait_for_acks(log, 2000)
         with Watch(log) as watch:
-            _blockcommit(world, folder.name)
+            blockcommit(world, folder.name)
             _wait_for_acks(log, _acks(log) + 50)
     shutil.rmtree(folder)
     return watch.longest_ms()
@@ -156,7 +156,7 @@ def _virsh_stall(world: World, folder: Path) -> float:
 # -- the plain side ---------------------------------------------------------------------------------------
 
 
-class _plain_vm:
+class plain_vm:
     """A transient VM of plain libvirt on the same host; destroyed at the end."""
 
     def __init__(self, world: World, folder: Path, top: Path, log: Path, **guest: object) -> None:
@@ -174,13 +174,13 @@ class _plain_vm:
         self._host.virsh("destroy", self._name)
 
 
-def _plain_chain(folder: Path, mib: int) -> Path:
+def plain_chain(folder: Path, mib: int) -> Path:
     folder.mkdir()
     base = plain.volume(folder / "base.qcow2", mib)
     return plain.volume(folder / "top.qcow2", mib, base.name)
 
 
-def _blockcommit(world: World, name: str) -> None:
+def blockcommit(world: World, name: str) -> None:
     next(iter(world.stack.hosts.values())).virsh(
         "blockcommit", name, "vda", "--active", "--wait", "--pivot", seconds=300
     )
@@ -189,7 +189,7 @@ def _blockcommit(world: World, name: str) -> None:
 # -- both -------------------------------------------------------------------------------------------------
 
 
-def _fill(volume: Path, gib: int) -> None:
+def fill(volume: Path, gib: int) -> None:
     """Write so many GiB into a volume that nobody uses, and let the storage have them."""
     words = [word for piece in range(gib) for word in ("-c", f"write -q -P {piece + 1} {piece}G 1G")]
     if words:
@@ -197,7 +197,7 @@ def _fill(volume: Path, gib: int) -> None:
     subprocess.run(["sync", "-f", str(volume)], check=True, timeout=120)
 
 
-def _wait_for_guest(log: Path) -> None:
+def wait_for_guest(log: Path) -> None:
     wait.until("the guest to come up", lambda: log.exists() and b"@up" in log.read_bytes(), 60)
     time.sleep(1)
 
@@ -210,6 +210,6 @@ def _wait_for_acks(log: Path, count: int) -> None:
     wait.until("the guest's writes", lambda: _acks(log) * BUSY["batch"] >= count, 90)
 
 
-def _forget(world: World, vm: Machine) -> None:
+def forget(world: World, vm: Machine) -> None:
     vm.power_off()
     world.api.vms.delete(vm.id, world.api.vms.get(vm.id)["version"])

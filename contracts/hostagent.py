@@ -110,7 +110,8 @@ class CreateVolume(f.Request):
 class VolumeFacts(f.Fact):
     """One volume as the storage has it. `parent_id` is what `.meta` says, `backing_id` what the qcow2 header's name
     `backing` resolves to (null: no backing file). Sizes in bytes; `actual_size` is what it takes on the storage.
-    `template_disk_id`: of a shared volume, the disk of the template that it belongs to."""
+    `template_disk_id`: of a shared volume, the disk of the template that it belongs to. `pulls`: a pull may move
+    what it holds, or end in it: qcow2 of version 3, without dirty bitmaps."""
 
     volume_id = f.uid()
     parent_id = f.uid(allow_none=True)
@@ -122,6 +123,7 @@ class VolumeFacts(f.Fact):
     legality = f.choice("legal", "illegal", "fake")
     volume_type = f.choice("leaf", "internal", "shared")
     template_disk_id = f.uid(allow_none=True, load_default=None)
+    pulls = f.flag(load_default=False)
     created_at = f.time(allow_none=True)
 
 
@@ -252,7 +254,8 @@ class LookDisk(f.Request):
 
 class BlockJob(f.Fact):
     """A block job as one source reports it. `cur` and `end` in bytes, `speed` in bytes per second (0: no
-    limit). `base_id`, `top_id` and `child_id` (the volume above top, null: top is active) where the source tells."""
+    limit). `base_id`, `top_id` and `child_id` (the volume above top, null: top is active) where the source tells; of a
+    pull, base is the lowest volume that leaves the chain."""
 
     type = f.text()
     status = f.text()
@@ -364,6 +367,25 @@ class MergeOffline(MergeAsk):
     lease = f.nested(Lockspace)
 
 
+class PullAsk(f.Request):
+    """Take what `base_id` holds, with those `between` (the one below top first), up into `top_id`, the active volume,
+    which stands on `below_id` then: what base stands on now, null for nothing."""
+
+    vm_id = f.uid()
+    disk = f.nested(DiskRef)
+    base_id = f.uid()
+    top_id = f.uid()
+    below_id = f.uid(allow_none=True)
+    between = f.uids(load_default=list)
+    claim = f.nested(Claim)
+
+
+class StartPull(PullAsk):
+    """`bandwidth` in bytes per second, 0: no limit."""
+
+    bandwidth = f.size(load_default=0)
+
+
 class SetBandwidth(f.Request):
     vm_id = f.uid()
     disk = f.nested(DiskRef)
@@ -373,14 +395,15 @@ class SetBandwidth(f.Request):
 
 class CancelJob(f.Request):
     """Refuse what this flow asked for up to this claim and has not come yet, and wait for what is under way. With
-    `base_id` and `top_id` also end the job with exactly these ends (`child_id` null: top is active). Another job is
-    left alone: ForeignJob, or StaleClaim where a newer ask began it."""
+    `base_id` and `top_id` also end the job with exactly these ends (`child_id` null: top is active; `pull`: the one
+    that goes the other way). Another job is left alone: ForeignJob, or StaleClaim where a newer ask began it."""
 
     vm_id = f.uid()
     disk = f.nested(DiskRef)
     base_id = f.uid(allow_none=True, load_default=None)
     top_id = f.uid(allow_none=True, load_default=None)
     child_id = f.uid(allow_none=True, load_default=None)
+    pull = f.flag(load_default=False)
     claim = f.nested(Claim)
 
     @validates_schema
@@ -527,10 +550,12 @@ look_disk = Rpc(OWNER, "look_disk", LookDisk, DiskFacts, (*_CHAIN, *_VIRT, error
 switch_leaves = Rpc(OWNER, "switch_leaves", SwitchLeaves, Switched, _MERGE, deadline=90)
 start_commit = Rpc(OWNER, "start_commit", StartCommit, f.Nothing, _MERGE, deadline=20)
 merge_offline = Rpc(OWNER, "merge_offline", MergeOffline, f.Nothing, (*_MERGE, *_LEASE), deadline=30)
+start_pull = Rpc(OWNER, "start_pull", StartPull, f.Nothing, _MERGE, deadline=20)
 set_bandwidth = Rpc(OWNER, "set_bandwidth", SetBandwidth, f.Nothing, _MERGE)
 cancel_job = Rpc(OWNER, "cancel_job", CancelJob, f.Nothing, _MERGE, deadline=30)
 pivot = Rpc(OWNER, "pivot", MergeAsk, Pivoted, (*_MERGE, errors.LeaseFailed), deadline=20)
 record_merge = Rpc(OWNER, "record_merge", MergeAsk, f.Nothing, _MERGE, deadline=15)
+record_pull = Rpc(OWNER, "record_pull", PullAsk, f.Nothing, _MERGE, deadline=15)
 record_chain = Rpc(OWNER, "record_chain", RecordChain, f.Nothing, _MERGE, deadline=20)
 discard_volume = Rpc(OWNER, "discard_volume", Discard, f.Nothing, _MERGE, deadline=120)
 

@@ -1,7 +1,8 @@
 """Snapshots, volume chains, merges and removals.
 
 Words: a volume is one file of a chain, the last one is active (the leaf). A snapshot names one volume per disk.
-Removing snapshot S merges the volume above S's (top) down into S's own (base); base survives, top is deleted.
+Removing snapshot S merges the volume above S's (top) down into S's own (base); base survives, top is deleted. Where
+base holds far less than an active top it is pulled up into top instead: top survives, base is deleted.
 A merge is the flow for one disk; a removal is what a user asked for. Every flow is a job with the same id.
 """
 
@@ -185,8 +186,9 @@ class Chain(f.Fact):
 
 class Merge(f.Fact):
     """One merge of a disk: it removes `snapshot_ids`, neighbours in its chain, the oldest first, by taking `layers`
-    volumes, top and those below it, down into base in one job. `kind`: internal, or active (with a pivot). `stall`
-    holds, for an active one, the milliseconds of each part of the guest's standstill."""
+    volumes, top and those below it, down into base in one job. `kind`: internal, active (with a pivot), or pull: then
+    base and those above it go up into top, which stays. `stall` holds, for an active one, the milliseconds of each part
+    of the guest's standstill."""
 
     id = f.uid()
     removal_id = f.uid()
@@ -196,7 +198,7 @@ class Merge(f.Fact):
     base_id = f.uid()
     top_id = f.uid()
     layers = f.count(1)
-    kind = f.choice("internal", "active")
+    kind = f.choice("internal", "active", "pull")
     state = f.choice(*JOB_STATES)
     step = f.text()
     progress = f.nested(Progress)
@@ -274,9 +276,9 @@ class RemovalItem(f.Fact):
 
 
 class RemovalMerge(f.Fact):
-    """One job of a chain, the `position`th of it. At most `bytes_to_copy` are copied, base grows by at most
-    `space_needed`, at least `space_returned` comes back. `direction` is where blocks go: commit, down into base. `why`
-    says in words why it is done in this way."""
+    """One job of a chain, the `position`th of it. At most `bytes_to_copy` are copied, the volume that stays grows by at
+    most `space_needed`, at least `space_returned` comes back. `direction` is where blocks go: commit, down into base,
+    or pull, up into top. `why` says in words why it is done in this way."""
 
     id = f.uid()
     vm_id = f.uid()
@@ -288,8 +290,8 @@ class RemovalMerge(f.Fact):
     base_id = f.uid()
     top_id = f.uid()
     layers = f.count(1)
-    kind = f.choice("internal", "active")
-    direction = f.choice("commit")
+    kind = f.choice("internal", "active", "pull")
+    direction = f.choice("commit", "pull")
     bytes_to_copy = f.size()
     space_needed = f.size()
     space_returned = f.size()

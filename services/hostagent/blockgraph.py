@@ -7,6 +7,7 @@ nodes that it copies from). `query-block` hides both; its file names are `json:{
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -26,8 +27,8 @@ class Layer:
 
 @dataclass(frozen=True)
 class Job:
-    """A block job. `base` and `top` are node names, None where the graph does not tell. `active`: it mirrors what the
-    guest writes, and needs a pivot."""
+    """A block job. `base` and `top` are node names, None where the graph does not tell: of a pull, the lowest node that
+    leaves the chain and the one that stays. `active`: it mirrors what the guest writes, and needs a pivot."""
 
     id: str
     type: str
@@ -49,6 +50,10 @@ class Blocks:
     jobs: tuple[Job, ...] = ()
     loose: tuple[str, ...] = ()
 
+    @property
+    def working(self) -> tuple[Job, ...]:
+        return tuple(job for job in self.jobs if job.status not in ("concluded", "null"))
+
     def chain(self, alias: str) -> tuple[Layer, ...] | None:
         """The chain of the device with this alias; None: QEMU has no such device, or none is named."""
         named = (chain for name, chain in self.chains.items() if alias in name.split("/"))
@@ -57,13 +62,12 @@ class Blocks:
     def job(self, chain: tuple[Layer, ...]) -> Job | None:
         """The job that works on this chain; one that is concluded and waits to be dismissed is over."""
         nodes = {layer.node for layer in chain}
-        working = (job for job in self.jobs if job.status not in ("concluded", "null"))
-        return next((job for job in working if {job.base, job.top} & nodes), None)
+        return next((job for job in self.working if {job.base, job.top} & nodes), None)
 
 
-def read(graph: Reply, named: Reply, block_jobs: Reply, jobs: Reply) -> Blocks:
-    """From the answers to x-debug-query-block-graph, query-named-block-nodes (flat), query-block-jobs, query-jobs."""
-    net = _Net(graph, named)
+def read(graph: Reply, files: Mapping[str, str], block_jobs: Reply, jobs: Reply) -> Blocks:
+    """From the answers to x-debug-query-block-graph, query-block-jobs, query-jobs; `files`: by node name."""
+    net = _Net(graph, files)
     chains = {net.names[id_]: net.chain(id_) for id_ in net.devices()}
     in_chain = {name for chain in chains.values() for layer in chain for name in (layer.node, layer.storage)}
     loose = tuple(name for name in net.drivers() if name not in in_chain and not name.startswith("#block"))
@@ -95,14 +99,14 @@ _TYPES: dict[str, str] = {"stream": "pull"}
 class _Net:
     """The graph with its edges by parent."""
 
-    def __init__(self, graph: Reply, named: Reply) -> None:
+    def __init__(self, graph: Reply, files: Mapping[str, str]) -> None:
         self.names: dict[int, str] = {node["id"]: node["name"] for node in graph["nodes"]}
         self._kinds: dict[int, str] = {node["id"]: node["type"] for node in graph["nodes"]}
         self._below: dict[int, dict[str, list[int]]] = {}
         self._writers = {(edge["parent"], edge["child"]) for edge in graph["edges"] if "write" in edge["perm"]}
         for edge in graph["edges"]:
             self._below.setdefault(edge["parent"], {}).setdefault(edge["name"], []).append(edge["child"])
-        self._files = {node["node-name"]: node["file"] for node in named}
+        self._files = files
 
     def devices(self) -> list[int]:
         """Block backends that belong to a guest's device: the others (of jobs) have no name."""
@@ -129,6 +133,8 @@ class _Net:
         """base and top of a commit: its base or target, and the highest node that it copies from. An active one names
         that as its source; its intermediate nodes are only what lies between (none for a single layer)."""
         edges = self._edges_of(job_id)
+        if "active node" in edges:  # a stream: the intermediate nodes go, the last of them stands on what stays below
+            return self._name(self._lowest(edges.get("intermediate node", []))), self._name(edges["active node"][0])
         bases = edges.get("base") or edges.get("target") or []
         sources = edges.get("source") or edges.get("intermediate node") or []
         return self._name(bases[0] if bases else None), self._name(self._highest(sources))
@@ -145,6 +151,11 @@ class _Net:
         """The one of these that no other one of these has below it."""
         lower = {child for node in nodes for child in self._below.get(node, {}).get("backing", [])}
         return next((node for node in nodes if node not in lower), None)
+
+    def _lowest(self, nodes: list[int]) -> int | None:
+        """The one of these that stands on no other one of these."""
+        below = ((node, self._below.get(node, {}).get("backing", [])) for node in nodes)
+        return next((node for node, lower in below if not {*lower} & {*nodes}), None)
 
     def _child(self, node: int, edge: str) -> int | None:
         children = self._below.get(node, {}).get(edge)

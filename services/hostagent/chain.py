@@ -12,6 +12,8 @@ volume counts unless it is marked illegal, or passed over. Both count, because a
     internal commit      B <- T <- C       QEMU rewrites C's header to B; C's record still names T until the
                                            merge is recorded, so T never looks like a second leaf. Until then
                                            T holds everything, and B perhaps not yet (merging.py)
+    a pull              P <- B <- T        QEMU rewrites T's header to P (or to nothing); T's record still names B. B is
+                                           marked only when T's tables hold all of B (pulling.py); T is the leaf always
     a range in one job  B <- M <- T        the mark of T names its heir, B, in the same write: M between them is passed
                                            over from then on, so that it never looks like a leaf, and is marked later
 """
@@ -34,7 +36,8 @@ class Volume:
     `parent`: the record in `.meta`. `backing`: the volume that the header's name resolves to, `backing_name` the
     name itself; `elsewhere`: that volume lies in another image of the domain (a template). `heir`: the volume that a
     dropped range went into. `trouble`: why the files cannot be trusted. `created`: seconds since 1970. `image`: the
-    image that the record names; a template's volume has a name (hard link) in every image that stands on it."""
+    image that the record names; a template's volume has a name (hard link) in every image that stands on it. `pulls`:
+    it is qcow2 of version 3 and keeps no dirty bitmaps."""
 
     id: str
     parent: str | None = None
@@ -49,6 +52,7 @@ class Volume:
     heir: str | None = None
     created: int | None = None
     image: str | None = None
+    pulls: bool = False
     trouble: errors.Problem | None = None
 
     def is_borrowed(self, disk_id: str) -> bool:
@@ -155,28 +159,39 @@ def walk(disk_id: str, volumes: Collection[Volume], leaf: str) -> tuple[str, ...
 def unrecorded(volumes: Iterable[Volume]) -> dict[str, str]:
     """Volumes whose header names something further down than their record: a merge changed it and was not recorded.
     Each with the volume of its record, which it can stand on again: it, and all down to what the header names, must
-    count. (Top's mark is the first record of a merge; from then on it counts no more.)"""
+    count. (The mark of what goes is the first record of a merge; from then on it counts no more.)"""
     by_id = {v.id: v for v in volumes}
     found: dict[str, str] = {}
     for child in by_id.values():
-        if child.trouble is None and child.legality == "legal" and not child.elsewhere and child.backing is not None:
+        if child.trouble is None and child.legality == "legal" and not child.elsewhere and child.format == "cow":
             top = child.parent
             if top is not None and top != child.backing and _sound_down_to(by_id, top, child.backing):
                 found[child.id] = top
     return found
 
 
-def _sound_down_to(by_id: Mapping[str, Volume], top: str, base: str) -> bool:
-    """Whether the headers lead from top to base, through volumes that count."""
+def _sound_down_to(by_id: Mapping[str, Volume], top: str, base: str | None) -> bool:
+    """Whether the headers lead from top to base (None: to the end of the chain), through volumes that count."""
     at: str | None = top
     for _ in range(len(by_id)):
         volume = by_id.get(at or "")
         if volume is None or volume.trouble is not None or volume.legality != "legal" or volume.elsewhere:
             return False
         if volume.backing == base:
-            return base in by_id
+            return base is None or base in by_id
         at = volume.backing
     return False
+
+
+def left_behind(volumes: Mapping[str, Volume], leaf: str) -> list[str]:
+    """The volumes that a pull nobody recorded left below this one's record: from there down to what its header names.
+    They went into it, if the pull was whole."""
+    found: list[str] = []
+    at = volumes[leaf].parent
+    while at is not None and at != volumes[leaf].backing and at in volumes and at not in found:
+        found.append(at)
+        at = volumes[at].backing
+    return found
 
 
 def children(volumes: Iterable[Volume], volume_id: str) -> list[str]:

@@ -1,4 +1,5 @@
-"""Begin, adopt, slow down and cancel the block job of a merge. Every ask looks first and may be repeated."""
+"""Begin, adopt, slow down and cancel the block job of a merge, a commit or a pull. Every ask looks first and may be
+repeated."""
 
 from __future__ import annotations
 
@@ -6,6 +7,7 @@ import contextlib
 import os
 import re
 import time
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import libvirt
@@ -24,6 +26,7 @@ CANCEL_SECONDS = 20.0
 # QEMU's own words when another process has the volume, or one above it, open
 _LOCKED = re.compile(r'Failed to get (shared )?"[a-z ]+" lock')
 _READER = "another process that has it open, itself or below a volume of its own (a backup, a qemu-img)"
+_PULL = libvirt.VIR_DOMAIN_BLOCK_REBASE_BANDWIDTH_BYTES
 _FLAGS = libvirt.VIR_DOMAIN_BLOCK_COMMIT_RELATIVE | libvirt.VIR_DOMAIN_BLOCK_COMMIT_BANDWIDTH_BYTES
 
 
@@ -32,18 +35,20 @@ class Commit:
         self._parts, self._jobs, self._record, self._offline = parts, jobs, record, offline
 
     def start(self, request: Request) -> dict[str, Any]:
-        """Begin the job, or find it begun or done. An internal merge that is done is recorded here: nothing else than
+        """Begin the job, or find it begun or done. One without a pivot that is done is recorded here: nothing else than
         its record is believed once QEMU is dead."""
         with self._parts.turn(request):
             qemu, libvirt_ = self._parts.sure(request)
-            if request["top_id"] not in qemu.ids and request["base_id"] in qemu.ids:
-                if request["child_id"]:
+            ends = views.ends_of(request)
+            if ends.done(qemu.ids):
+                if ends.child or ends.pull:
                     self._record.write(request)
                 return {}  # merged before
             self._refuse_other_chain(request, qemu)
             if qemu.job is not None:
                 self._adopt(request, qemu, libvirt_)
                 return {}
+            qemu.refuse_beside(request["disk"]["disk_id"], pull=views.ends_of(request).pull)
             self._refuse_trouble(request, qemu)
             # the scans took their time: a cancel that came meanwhile must find nothing begun after it
             claims.take(self._parts.journal, request["disk"]["disk_id"], request["claim"])
@@ -100,7 +105,7 @@ class Commit:
     # -- refusals --
 
     def _refuse_other_chain(self, request: Request, qemu: views.Qemu) -> None:
-        (base, top, child), ids = views.ends_of(request), list(qemu.ids)
+        (base, top, child, pull), ids = views.ends_of(request), list(qemu.ids)
         reason = None
         if base not in ids or top not in ids or ids.index(top) >= ids.index(base):
             reason = f"QEMU does not have {top} above {base}"
@@ -108,6 +113,8 @@ class Commit:
             reason = f"QEMU has {ids[ids.index(top) + 1 : ids.index(base)]} between {top} and {base}"
         elif qemu.above(top) != child:
             reason = f"QEMU has {qemu.above(top) or 'nothing'} above {top}, not {child or 'nothing'}"
+        elif pull and (found := _below(ids, base)) != request["below_id"]:
+            reason = f"QEMU has {found or 'nothing'} below {base}, not {request['below_id'] or 'nothing'}"
         if reason:
             raise errors.ChainDiffers(disk_id=request["disk"]["disk_id"], reason=reason)
 
@@ -132,11 +139,13 @@ class Commit:
         refuse_template(request, view["volumes"])
         headers = {volume["volume_id"]: volume.get("backing") or "" for volume in view["volumes"]}
         first, last = ids.index(request["top_id"]), ids.index(request["base_id"])
-        if request["child_id"]:
-            # the names by which each volume from top to base is called by the one above it
-            length = len(os.fsencode(written_backing([headers.get(ids[i - 1], "") for i in range(first, last + 1)])))
-            if length > MAX_BACKING:
-                raise errors.BackingTooLong(bytes=length)
+        # the names by which each volume down to the one that the header will name is called by the one above it
+        carriers: Sequence[str | None] = ids[first - 1 : last] if request["child_id"] else ()
+        if request.get("pull") and request["below_id"]:
+            carriers = ids[first : last + 1]
+        length = len(os.fsencode(written_backing([headers.get(str(id_), "") for id_ in carriers])))
+        if length > MAX_BACKING:
+            raise errors.BackingTooLong(bytes=length)
         self._refuse_shared(disk, {str(ids[at]): ids[at - 1] if at else None for at in range(first, last + 1)})
 
     def _refuse_shared(self, disk: dict[str, Any], above: dict[str, str | None]) -> None:
@@ -151,16 +160,13 @@ class Commit:
     # -- asks --
 
     def _ask(self, request: Request, libvirt_: views.Libvirt) -> None:
-        paths = dict(zip(libvirt_.ids, libvirt_.paths, strict=True))
-        flags = _FLAGS | (0 if request["child_id"] else libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
-        base, top, bandwidth = paths[request["base_id"]], paths[request["top_id"]], request["bandwidth"]
-
-        def begin(domain: Any) -> None:
-            domain.blockCommit(libvirt_.target, base, top, bandwidth, flags)
-
+        what, begin = _call(request, libvirt_)
+        pull = views.ends_of(request).pull
+        kept = self._parts.monitors.before_a_pull(request["vm_id"]) if pull else contextlib.nullcontext()
         try:
-            self._parts.virt.ask(request["vm_id"], "blockCommit", begin, point="commit.after_ask")
-        except NoDomain as lost:
+            with kept:
+                self._parts.virt.ask(request["vm_id"], what, begin, point="commit.after_ask")
+        except (NoDomain, monitor.Mute) as lost:
             raise errors.VmUnsure(vm_id=request["vm_id"], reason=str(lost)) from None
         except errors.HypervisorRefused as refused:
             # "a job runs already": a twin of this very ask may have been faster; QEMU knows
@@ -179,6 +185,25 @@ class Commit:
             )
         except NoDomain as lost:
             raise errors.VmUnsure(vm_id=request["vm_id"], reason=str(lost)) from None
+
+
+def _below(ids: Sequence[str | None], base: str) -> str | None:
+    """The volume that base stands on; "a foreign file" where that is none of ours."""
+    after = list(ids[ids.index(base) + 1 :])
+    return (after[0] or "a foreign file") if after else None
+
+
+def _call(request: Request, libvirt_: views.Libvirt) -> tuple[str, Callable[[Any], None]]:
+    """The call of libvirt that begins the job, and its name."""
+    paths = dict(zip(libvirt_.ids, libvirt_.paths, strict=True))
+    target, bandwidth = libvirt_.target, request["bandwidth"]
+    if request.get("pull"):
+        below = paths[request["below_id"]] if request["below_id"] else None
+        how = _PULL | (libvirt.VIR_DOMAIN_BLOCK_REBASE_RELATIVE if below else 0)
+        return "blockRebase", lambda domain: domain.blockRebase(target, below, bandwidth, how)
+    flags = _FLAGS | (0 if request["child_id"] else libvirt.VIR_DOMAIN_BLOCK_COMMIT_ACTIVE)
+    base, top = paths[request["base_id"]], paths[request["top_id"]]
+    return "blockCommit", lambda domain: domain.blockCommit(target, base, top, bandwidth, flags)
 
 
 def abort(parts: Parts, vm_id: str, disk: dict[str, Any], ends: views.Ends) -> None:
@@ -219,7 +244,7 @@ def refuse_template(request: Request, volumes: list[dict[str, Any]]) -> None:
 
 
 def written_backing(names: list[str]) -> str:
-    """What libvirt writes into the child after a relative commit: the names from top to base, each folder kept."""
+    """What libvirt writes after a relative commit or pull: the names down to what is named, each folder kept."""
     result = ""
     for name in names:
         result = name if name.startswith("/") else result[: result.rfind("/") + 1] + name

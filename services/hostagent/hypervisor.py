@@ -14,7 +14,7 @@ from typing import Any
 
 from chassis import logs
 from contracts import errors
-from services.hostagent import claims, ipc, pools
+from services.hostagent import claims, ipc, pools, views
 from services.hostagent.census import Census
 from services.hostagent.commit import Commit
 from services.hostagent.copies import Copies
@@ -111,6 +111,7 @@ class Hypervisor:
             "copy_disk": ("store", self._copies.ask),
             "delete_disk": ("store", storing.delete_disk),
             "record_merge": ("store", storing.record_merge),
+            "record_pull": ("store", lambda r: storing.record_merge(views.pull(r))),
             "record_chain": ("store", storing.record_chain),
             "discard_volume": ("store", storing.discard),
             "start_vm": ("start", vms.start),
@@ -119,6 +120,7 @@ class Hypervisor:
             "switch_leaves": ("ask", self._switch.ask),
             "start_commit": ("ask", commit.start),
             "merge_offline": ("ask", self._offline.ask),
+            "start_pull": ("ask", lambda r: commit.start(views.pull(r))),
             "set_bandwidth": ("ask", commit.set_bandwidth),
             "cancel_job": ("ask", commit.cancel),
             "pivot": ("ask", self._pivot.ask),

@@ -45,6 +45,7 @@ class Jobs:
             "base_id": request["base_id"],
             "top_id": request["top_id"],
             "child_id": request["child_id"],
+            "pull": bool(request.get("pull")),
             "claim": request["claim"]["number"],
             "target": target,
             "begun": known.get("begun") or time.time(),
@@ -101,7 +102,7 @@ class Jobs:
             return
         if qemu.works_on(views.ends_of(job)):
             self._running(disk_id, job, qemu)
-        elif time.time() - job["begun"] > GRACE or job["top_id"] not in qemu.ids:
+        elif time.time() - job["begun"] > GRACE or views.ends_of(job).gone not in qemu.ids:
             self._ended(disk_id, job, qemu)
 
     def _running(self, disk_id: str, job: dict[str, Any], qemu: views.Qemu) -> None:
@@ -119,7 +120,7 @@ class Jobs:
 
     def _ended(self, disk_id: str, job: dict[str, Any], qemu: views.Qemu) -> None:
         last = self._last.pop(disk_id, {"cur": 0, "end": 0})
-        merged = qemu.alive and job["top_id"] not in qemu.ids and job["base_id"] in qemu.ids
+        merged = qemu.alive and views.ends_of(job).done(qemu.ids)
         status = "completed" if merged else "cancelled" if job["cancelled"] else "failed"
         cur = last["end"] if merged else last["cur"]
         self._news(disk_id, job, {"status": status, "cur": cur, "end": last["end"], "rate": 0})

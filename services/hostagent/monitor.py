@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import logging
 import threading
-from collections.abc import Collection, Coroutine, Iterator, Sequence
+from collections.abc import Awaitable, Callable, Collection, Coroutine, Iterator, Sequence
 from concurrent.futures import TimeoutError as Overdue
 from dataclasses import dataclass
 from pathlib import Path
@@ -21,14 +22,14 @@ from qemu.qmp import ExecuteError, QMPClient
 from qemu.qmp.error import QMPError
 from qemu.qmp.events import EventListener
 
-from services.hostagent import blockgraph
+from services.hostagent import blockgraph, nodefiles
+from services.hostagent.nodefiles import Question
 
 T = TypeVar("T")
-Question = tuple[str, dict[str, Any] | None]  # a command and its arguments
 
 _STATUS: Question = ("query-status", None)
 _GRAPH: Question = ("x-debug-query-block-graph", None)
-_NAMED: Question = ("query-named-block-nodes", {"flat": True})
+_JOBS: Sequence[Question] = [("query-block-jobs", None), ("query-jobs", None)]
 _GRACE = 1.0  # seconds on top of a call's deadline in which the loop's thread must hand over the outcome
 
 
@@ -54,6 +55,7 @@ class Monitors:
         self._folder = folder
         self._clients: dict[str, QMPClient] = {}
         self._turns: dict[str, asyncio.Lock] = {}
+        self._files = nodefiles.NodeFiles(Refused)
         self._loop = asyncio.new_event_loop()
         logging.getLogger("qemu.qmp").setLevel(logging.CRITICAL)  # we report a mute monitor ourselves
         threading.Thread(target=self._loop.run_forever, name="monitors", daemon=True).start()
@@ -92,6 +94,15 @@ class Monitors:
         finally:
             self._loop.call_soon_threadsafe(client.remove_listener, listener)
 
+    @contextlib.contextmanager
+    def before_a_pull(self, vm_id: str) -> Iterator[None]:
+        """While one is asked for no look asks QEMU what a pull that ends does not bear (nodefiles.py). Raises Mute."""
+        self._wait(self._files.keep(vm_id), 5.0)
+        try:
+            yield
+        finally:
+            self._loop.call_soon_threadsafe(self._files.release, vm_id)
+
     def forget(self, vm_id: str) -> None:
         """Drop the connection of a VM that is gone."""
         asyncio.run_coroutine_threadsafe(self._drop(vm_id), self._loop)
@@ -107,16 +118,23 @@ class Monitors:
     async def _view(self, vm_id: str) -> View:
         # The graph comes first and last: an answer is only given when nothing moved between the questions.
         for _ in range(20):
-            status, graph, named, block_jobs, jobs, after = await self._ask_all(
-                vm_id, [_STATUS, _GRAPH, _NAMED, ("query-block-jobs", None), ("query-jobs", None), _GRAPH]
-            )
+            status, graph = await self._ask_all(vm_id, [_STATUS, _GRAPH])
+            files = await self._files_of(vm_id, graph, self._files.now)
+            block_jobs, jobs, after = await self._ask_all(vm_id, [*_JOBS, _GRAPH])
             if _names(after) == _names(graph):
                 break
-        return View(bool(status["running"]), status["status"], blockgraph.read(graph, named, block_jobs, jobs))
+        return View(bool(status["running"]), status["status"], blockgraph.read(graph, files, block_jobs, jobs))
 
     async def _glance(self, vm_id: str) -> View:
-        status, graph, named = await self._ask_all(vm_id, [_STATUS, _GRAPH, _NAMED])
-        return View(bool(status["running"]), status["status"], blockgraph.read(graph, named, (), ()))
+        status, graph = await self._ask_all(vm_id, [_STATUS, _GRAPH])
+        files = await self._files_of(vm_id, graph, self._files.known)
+        return View(bool(status["running"]), status["status"], blockgraph.read(graph, files, (), ()))
+
+    async def _files_of(self, vm_id: str, graph: Any, look: Callable[..., Awaitable[nodefiles.Files]]) -> Any:
+        try:
+            return await look(vm_id, functools.partial(self._ask_all, vm_id), graph)
+        except nodefiles.Unknown as unknown:
+            raise Mute(str(unknown)) from None
 
     async def _glances(self, vm_ids: Collection[str], seconds: float) -> dict[str, View]:
         looks = {vm_id: asyncio.ensure_future(self._glance(vm_id)) for vm_id in vm_ids}
@@ -170,6 +188,7 @@ class Monitors:
         return client
 
     async def _drop(self, vm_id: str) -> None:
+        self._files.forget(vm_id)
         client = self._clients.pop(vm_id, None)
         if client is not None:
             with contextlib.suppress(Exception):  # it is broken already; only its socket matters

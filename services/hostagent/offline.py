@@ -95,7 +95,7 @@ class Offline:
         run = self._runs.get(disk_id)
         if run is None or run.over.is_set():
             return None
-        base, top, child = run.ends
+        base, top, child, _ = run.ends
         numbers = {"cur": run.cur, "end": run.end, "speed": run.request["bandwidth"]}
         ends = {"base_id": base, "top_id": top, "child_id": child}
         return {"type": "offline", "status": "running", "ready": False, **numbers, **ends}
@@ -217,7 +217,7 @@ class Offline:
 
 
 def _named(run: Run) -> str:
-    base, top, _ = run.ends
+    base, top, *_ = run.ends
     return f"offline merge of {top} into {base}"
 
 

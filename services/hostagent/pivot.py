@@ -107,7 +107,7 @@ class Pivot:
             raise errors.ChainDiffers(disk_id=disk_id, reason=f"QEMU has the chain {qemu.ids}, not {path}")
         if qemu.job is None:
             raise errors.JobFailed(disk_id=disk_id, reason="there is no job to pivot")
-        ends = (request["base_id"], request["top_id"], None)
+        ends = views.Ends(request["base_id"], request["top_id"])
         if not qemu.works_on(ends) or libvirt_.denies(ends):
             raise errors.ForeignJob(disk_id=disk_id, job=qemu.job.id)
         if not (qemu.job.status == "ready" and libvirt_.mirror_ready):
@@ -164,7 +164,7 @@ class Pivot:
         if qemu.job is None:
             self._back_on_top(pause, times, "the job ended without a pivot", failed=True)
         elif pause["tries"] >= self._parts.place.pivot_tries or times.stuck() or pause.get("unfit"):
-            ends = (pause["base_id"], pause["top_id"], None)
+            ends = views.Ends(pause["base_id"], pause["top_id"])
             commit.abort(self._parts, vm_id, pause["disk"], ends)
             after = self._parts.eyes.qemu(vm_id, pause["disk"])
             if after.leaf != pause["top_id"] or after.works_on(ends):

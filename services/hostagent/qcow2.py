@@ -40,6 +40,7 @@ _ESCAPED = {"b": "\b", "f": "\f", "n": "\n", "r": "\r", "t": "\t"}
 _END = 0
 _BACKING_FORMAT = 0xE2792ACA
 _DATA_FILE_NAME = 0x44415441
+_BITMAPS = 0x23852875
 
 
 @dataclass(frozen=True)
@@ -52,6 +53,7 @@ class Header:
     backing: str | None = None
     backing_format: str | None = None
     data_file: str | None = None
+    bitmaps: bool = False
     corrupt: bool = False
     dirty: bool = False
 
@@ -126,6 +128,7 @@ def _parse(head: bytes) -> Header:
         backing=backing,
         backing_format=_text(extensions.get(_BACKING_FORMAT)) if backing else None,
         data_file=(_text(extensions.get(_DATA_FILE_NAME)) or "?") if features & _DATA_FILE else None,
+        bitmaps=_BITMAPS in extensions,
         corrupt=bool(features & _CORRUPT),
         dirty=bool(features & _DIRTY),
     )

@@ -1,14 +1,15 @@
 """Writing down that a merge is done, when QEMU says so; and undoing one that a death left without that record.
 
-An internal merge is believed because of its record alone (merging.py, docs/adr/0013). So the record is written by the
-first ask that finds the job ended, whichever that is, and needs a QEMU that lives.
+A merge without a pivot (internal, or a pull) is believed because of its record alone (merging.py, pulling.py,
+docs/adr/0013). So the record is written by the first ask that finds the job ended, whichever that is, and needs a QEMU
+that lives.
 """
 
 from __future__ import annotations
 
 from chassis import crash, logs
 from contracts import errors
-from services.hostagent import blockgraph, process, views
+from services.hostagent import blockgraph, monitor, process, views
 from services.hostagent.work import Parts, Request
 
 _log = logs.get("record")
@@ -21,29 +22,30 @@ class Record:
         self._parts = parts
 
     def write(self, request: Request) -> None:
-        """Raises JobFailed for an internal merge that was not recorded while its QEMU lived."""
-        disk = request["disk"]
-        self._parts.storage.record_merge(
+        """Raises JobFailed for a merge without a pivot that was not recorded while its QEMU lived."""
+        disk, ends = request["disk"], views.ends_of(request)
+        write = self._parts.storage.record_pull if ends.pull else self._parts.storage.record_merge
+        write(
             disk["domain"],
             disk["disk_id"],
-            request["base_id"],
-            request["top_id"],
-            request["child_id"],
+            ends.base,
+            ends.top,
+            request["below_id"] if ends.pull else ends.child,
             between=request.get("between", ()),
-            concluded=request["child_id"] is not None and self._concluded(request),
+            concluded=(ends.pull or ends.child is not None) and self._concluded(request),
             deadline=25.0,
         )
         crash.point("record.after_ask")
 
     def settle(self, request: Request) -> None:
-        """After the job of an internal merge is gone: what QEMU has done is recorded, what died with it is put back."""
-        if request["child_id"] is None:
-            return
+        """After a job is gone: what QEMU has done without a pivot is recorded, what died with it is put back, also that
+        of a pull which was to go on as an offline commit."""
+        ends = views.ends_of(request)
         qemu = self._parts.eyes.qemu(request["vm_id"], request["disk"])
         if qemu.state == "absent":
             self.put_back(request["disk"])
-        elif merged(qemu, views.ends_of(request)):
-            self.write({**request, "between": self._between(request)})
+        elif (ends.child or ends.pull) and merged(qemu, ends):
+            self.write({**request, **self._others(request)})
 
     def put_back(self, disk: Request) -> bool:
         """Whether there was anything. No QEMU of ours has the disk; VolumeInUse when one elsewhere has."""
@@ -53,20 +55,24 @@ class Record:
             _log.warning("a merge was not recorded: undone", **said)
         return bool(back)
 
-    def _between(self, request: Request) -> list[str]:
-        """The volumes from top down to base, without these: QEMU left their headers as they were."""
+    def _others(self, request: Request) -> Request:
+        """`between`, the volumes from top down to base, without these, and for a pull `below_id`: QEMU left the headers
+        of all that went as they were, and top's record is changed last."""
         view = self._parts.storage.volumes(request["disk"]["domain"], request["disk"]["disk_id"])
         below = {one["volume_id"]: one["backing_id"] for one in view["volumes"]}
+        records = {one["volume_id"]: one["parent_id"] for one in view["volumes"]}
+        top, base = request["top_id"], request["base_id"]
         found: list[str] = []
-        at = below.get(request["top_id"])
-        while at is not None and at != request["base_id"] and at not in found:
+        at = (records if request.get("pull") else below).get(top)
+        while at is not None and at != base and at not in found:
             found.append(at)
             at = below.get(at)
-        return found if at is not None else []
+        return {"between": found if at is not None else [], "below_id": below.get(base if base in below else top)}
 
     def _concluded(self, request: Request) -> bool:
-        """Whether the living QEMU has ended the job, and written out what base's tables say: it does that when it opens
-        base for reading only again, which is the last thing that a commit does."""
+        """Whether the living QEMU has ended the job, and written out what the tables of what stays say. After a commit
+        it does that when it opens base for reading only again, which is the last thing that it does. After a pull it
+        goes on writing to top, and has to be told."""
         vm_id, disk = request["vm_id"], request["disk"]
         if process.find(vm_id) is None:
             return False
@@ -77,11 +83,27 @@ class Record:
         if not merged(qemu, views.ends_of(request)):
             reason = f"QEMU's chain is {', '.join(str(id_) for id_ in qemu.ids)}: the merge is not done"
             raise errors.ChainDiffers(disk_id=disk["disk_id"], reason=reason)
+        if request.get("pull"):
+            if qemu.job is not None:
+                raise errors.ForeignJob(disk_id=disk["disk_id"], job=qemu.job.id)
+            crash.point("record.before_flush")
+            self.flush(vm_id, qemu)
+            crash.point("record.after_flush")
+            return True
         base = qemu.layers[qemu.ids.index(request["base_id"])]
         if base.written and qemu.job is not None:
             raise errors.ForeignJob(disk_id=disk["disk_id"], job=qemu.job.id)
         refuse_written(base)
         return True
+
+    def flush(self, vm_id: str, qemu: views.Qemu) -> None:
+        """Make QEMU write out the leaf's tables, as a guest's flush does. It answers the same when that fails: what is
+        believed is what the storage then shows (pulling.py). Raises VmUnsure."""
+        words = f"qemu-io {qemu.layers[0].node} flush"
+        try:
+            self._parts.monitors.ask(vm_id, "human-monitor-command", {"command-line": words}, seconds=15.0)
+        except (monitor.Mute, monitor.Refused) as fault:
+            raise errors.VmUnsure(vm_id=vm_id, reason=f"QEMU does not flush its disk: {fault}") from None
 
 
 def refuse_written(layer: blockgraph.Layer) -> None:
@@ -92,6 +114,5 @@ def refuse_written(layer: blockgraph.Layer) -> None:
 
 
 def merged(qemu: views.Qemu, ends: views.Ends) -> bool:
-    """Whether an internal merge is done for a living QEMU."""
-    base, top, child = ends
-    return qemu.alive and top not in qemu.ids and base in qemu.ids and qemu.above(base) == child
+    """Whether a merge without a pivot is done for a living QEMU."""
+    return qemu.alive and ends.done(qemu.ids) and qemu.above(ends.stays) == ends.child

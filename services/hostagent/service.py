@@ -135,6 +135,10 @@ class Hostagent(bus.Service):
     def merge_offline(self, request: Ask) -> Ask:
         return self._pass(contract.merge_offline, request)
 
+    @bus.serves(contract.start_pull)
+    def start_pull(self, request: Ask) -> Ask:
+        return self._pass(contract.start_pull, request)
+
     @bus.serves(contract.set_bandwidth)
     def set_bandwidth(self, request: Ask) -> Ask:
         return self._pass(contract.set_bandwidth, request)
@@ -150,6 +154,10 @@ class Hostagent(bus.Service):
     @bus.serves(contract.record_merge)
     def record_merge(self, request: Ask) -> Ask:
         return self._pass(contract.record_merge, request)
+
+    @bus.serves(contract.record_pull)
+    def record_pull(self, request: Ask) -> Ask:
+        return self._pass(contract.record_pull, request)
 
     @bus.serves(contract.record_chain)
     def record_chain(self, request: Ask) -> Ask:

@@ -211,6 +211,24 @@ class Storage:
         ends = {"base": base, "top": top, "child": child, "between": list(between), "concluded": concluded}
         self._ask(MAKE, "record_merge", {"domain": domain, "image": image, **ends}, deadline)
 
+    def record_pull(
+        self,
+        domain: Domain,
+        image: str,
+        base: str,
+        top: str,
+        ground: str | None,
+        *,
+        between: Sequence[str] = (),
+        concluded: bool = False,
+        deadline: float | None = None,
+    ) -> None:
+        """After base, with the volumes between, went up into top: these illegal, top's parent := ground. ChainDiffers
+        unless top's header resolves to ground. `concluded`: a living QEMU says so too, and its tables are proved to
+        hold all; else JobFailed, unless it was begun."""
+        ends = {"base": base, "top": top, "ground": ground, "between": list(between), "concluded": concluded}
+        self._ask(MAKE, "record_pull", {"domain": domain, "image": image, **ends}, deadline)
+
     def put_back(self, domain: Domain, image: str, *, deadline: float | None = None) -> dict[str, str]:
         """Headers that a merge changed and nobody recorded name their old top again: {volume: top}. There is hardly
         ever one, so a look comes first: a start does not wait for what others make."""

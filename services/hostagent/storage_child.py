@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from contracts import errors
-from services.hostagent import copying, creation, discard, domain, layout, merging, scan, thin, volume
+from services.hostagent import copying, creation, discard, domain, layout, merging, pulling, scan, thin, volume
 
 
 def _sanlock(name: str) -> Callable[..., dict[str, Any] | None]:
@@ -51,6 +51,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "mark": volume.mark,
     "record_merge": merging.record_merge,
     "unrecorded": merging.unrecorded,
+    "record_pull": pulling.record_pull,
     "put_back": merging.put_back,
     "wait_idle": merging.wait_idle,
     "record_chain": volume.record_chain,
@@ -73,7 +74,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
 
 
 _IDS = {
-    *("image", "volume", "parent", "base", "top", "child", "heir", "stands_on", "vm"),
+    *("image", "volume", "parent", "base", "top", "child", "heir", "ground", "stands_on", "vm"),
     *("source_image", "template_image", "template_volume"),
 }
 _LISTS = {"volumes", "between", "below", "ids", "unused"}

@@ -60,8 +60,7 @@ class Storing:
     def record_merge(self, request: Request) -> dict[str, Any]:
         # a cancel does not stop it: it writes down what has happened already
         with self._parts.turn(request, fenced=False):
-            dropped = [request["top_id"], *request["between"]]
-            self._refuse_open(request, dropped)
+            self._refuse_open(request, [views.ends_of(request).gone, *request["between"]])
             self._record.write(request)
         return {}
 
@@ -91,6 +90,7 @@ class Storing:
             raise errors.ChainDiffers(disk_id=disk["disk_id"], reason="QEMU's chain has changed meanwhile")
         for layer in qemu.layers[1:]:
             refuse_written(layer)
+        self._record.flush(vm_id, qemu)  # after a pull that nobody recorded the leaf has to hold what is dropped
         return True
 
     def discard(self, request: Request) -> dict[str, Any]:

@@ -91,6 +91,7 @@ class Switch:
             qemu, libvirt_ = self._parts.sure({"vm_id": request["vm_id"], "disk": entry["disk"]})
             if qemu.job is not None:
                 raise errors.DiskBusy(disk_id=entry["disk"]["disk_id"], flow_id=qemu.job.id)
+            qemu.refuse_beside(entry["disk"]["disk_id"])
             if qemu.leaf == entry["parent_id"]:
                 waiting.append((entry, libvirt_))
             elif qemu.leaf != entry["volume_id"]:

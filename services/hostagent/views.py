@@ -5,21 +5,48 @@ Volumes are named by id where a file is one of the image's; a foreign file keeps
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, NamedTuple
 
+from contracts import errors
 from services.hostagent import blockgraph
 from services.hostagent.process import Process
 
+PULL = 1  # VIR_DOMAIN_BLOCK_JOB_TYPE_PULL
 ACTIVE_COMMIT = 4  # VIR_DOMAIN_BLOCK_JOB_TYPE_ACTIVE_COMMIT
 
-Ends = tuple[str, str, str | None]  # of a merge: base, top, and the child above it (None: top is active)
+
+class Ends(NamedTuple):
+    """Of a merge: base, top, and the child above it (None: top is active). `pull`: base goes up into top."""
+
+    base: str
+    top: str
+    child: str | None = None
+    pull: bool = False
+
+    @property
+    def gone(self) -> str:
+        """The end that leaves the chain."""
+        return self.base if self.pull else self.top
+
+    @property
+    def stays(self) -> str:
+        return self.top if self.pull else self.base
+
+    def done(self, ids: Sequence[str | None]) -> bool:
+        """Whether a chain is as it is after the job."""
+        return self.gone not in ids and self.stays in ids
 
 
 def ends_of(request: dict[str, Any]) -> Ends:
-    """Of a contracts.hostagent.MergeAsk, or of what was kept of one."""
-    return request["base_id"], request["top_id"], request.get("child_id")
+    """Of a contracts.hostagent.MergeAsk, of `pull`'s, or of what was kept of one."""
+    return Ends(request["base_id"], request["top_id"], request.get("child_id"), bool(request.get("pull")))
+
+
+def pull(request: dict[str, Any]) -> dict[str, Any]:
+    """A contracts.hostagent.PullAsk in the words of a merge."""
+    return {**request, "child_id": None, "pull": True}
 
 
 @dataclass(frozen=True)
@@ -51,14 +78,24 @@ class Qemu:
         at = self.ids.index(volume_id) if volume_id is not None and volume_id in self.ids else 0
         return self.ids[at - 1] if at else None
 
+    def refuse_beside(self, disk_id: str, *, pull: bool = False) -> None:
+        """libvirt asks QEMU for all its nodes around commits and snapshots, and a pull that just ends does not bear it
+        (nodefiles.py): nothing is begun on any disk beside a pull, and a pull beside nothing. Raises DiskBusy."""
+        working = self.blocks.working if self.blocks else ()
+        found = next((job for job in working if job != self.job and (pull or job.type == "pull")), None)
+        if found is not None:
+            raise errors.DiskBusy(disk_id=disk_id, flow_id=f"job {found.id} on another disk of the VM")
+
     def works_on(self, ends: Ends) -> bool:
-        """Whether the job is a commit with exactly these ends: a foreign one over more layers, or an active one in the
-        place of an internal one, is not."""
+        """Whether the job is a commit, or a pull, with exactly these ends: a foreign one over more layers, or an active
+        one in the place of an internal one, is not."""
         job = self.job
-        if job is None or job.type != "commit" or job.active is not (ends[2] is None):
+        if job is None or job.type != ("pull" if ends.pull else "commit"):
+            return False
+        if job.active is not (ends.child is None and not ends.pull):
             return False
         top = self.id_of(job.top)
-        return (self.id_of(job.base), top, self.above(top)) == ends
+        return (self.id_of(job.base), top, self.above(top)) == ends[:3]
 
 
 @dataclass(frozen=True)
@@ -83,10 +120,12 @@ class Libvirt:
     def denies(self, ends: Ends) -> bool:
         """Whether its XML or its job say that a job is none with these ends. Only an active one has a mirror, and that
         is base; what is not there yet (the XML follows QEMU) denies nothing."""
-        base, _, child = ends
-        if child is None:
-            return self.mirror and self.mirror_id != base
-        return self.mirror or (self.job or {}).get("type") == ACTIVE_COMMIT
+        kind = (self.job or {}).get("type")
+        if ends.pull:
+            return self.mirror or kind not in (None, PULL)
+        if ends.child is None:
+            return self.mirror and self.mirror_id != ends.base
+        return self.mirror or kind in (PULL, ACTIVE_COMMIT)
 
 
 def difference(qemu: Qemu, libvirt: Libvirt) -> str | None:

@@ -15,7 +15,7 @@ from typing import Any
 
 from chassis import crash
 from contracts import errors
-from services.hostagent import chain, domain, files, layout, qcow2
+from services.hostagent import chain, domain, files, held, layout, qcow2
 
 MAX_FILES = 10_000  # in one image's folder
 _META_NEEDS = 4096  # bytes of disk that rewriting a `.meta` may take
@@ -56,6 +56,7 @@ def facts(volume: chain.Volume) -> dict[str, Any]:
         "actual_size": volume.actual_size,
         "legality": volume.legality,
         "volume_type": volume.volume_type,
+        "pulls": volume.pulls,
         "template_disk_id": volume.image if volume.volume_type == "shared" else None,
         "created_at": None if created is None else datetime.fromtimestamp(created, UTC).strftime("%Y-%m-%dT%H:%M:%SZ"),
     }
@@ -139,7 +140,7 @@ def _with_header(
         raise errors.ChainBroken(disk_id=image, reason=reason)
     if header.corrupt:
         raise errors.ChainBroken(disk_id=image, reason=f"{file}: QEMU marked it corrupt")
-    known["capacity"] = header.virtual_size
+    known |= {"capacity": header.virtual_size, "pulls": header.version == 3 and not header.bitmaps}
     if header.backing is None:
         return chain.Volume(**known)
     known["backing_name"] = header.backing
@@ -263,6 +264,8 @@ def record_chain(domain: Ref, image: str, ids: list[str], unused: list[str], *, 
     with files.guard("record_chain", place.image(image), place.id, needs), files.marks_lock(place, image):
         volumes = {v.id: v for v in read_image(place, image)}
         wanted = chain.following(image, volumes, ids, unused, live=live)
+        for gone in chain.left_behind(volumes, ids[0]) if live else ():
+            held.refuse_missing(place.file(image, ids[0]), place.file(image, gone), image)
         for volume_id in (id_ for id_ in ids if live and not wanted[id_].elsewhere):
             files.sync(place.file(image, volume_id))  # what headers show has to outlive a power cut before marks say so
         for volume_id, heir in chain.marks_in_order(volumes, ids, unused):

@@ -81,7 +81,7 @@ def _seen(
         promised = store_jobs.promised(session, domain["id"], "")
     reserve = desk.settings.reserve(domain["total"])
     where = (disk["vm_id"], hosts[disk["vm_id"]], domain["id"], domain["path"])
-    return Seen(*where, known, facts, promised, reserve)
+    return Seen(*where, known, facts, promised, reserve, desk.settings.policy())
 
 
 # -- where a VM runs --------------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ from typing import Any
 
 from contracts import errors
 from services.snapshots.facts import DiskFacts, Job, Volume
+from services.snapshots.plan import MergePlan
 
 # A guest that keeps writing keeps `cur` a little behind `end` for ever. What is missing is copied by the pivot while
 # the guest stands still, so it is kept small: 8 MiB take about 15 ms at the rate of a local disk.
@@ -37,43 +38,6 @@ class Verdict:
     do: Do
     why: str
     problem: errors.Problem | None = None
-
-
-@dataclass(frozen=True)
-class MergePlan:
-    """Merge `top_id` down into `base_id`; `child_id` is the volume on top of top, None when top is active. `between`:
-    the volumes between the two, the one below top first, which go down in the same job.
-
-    `copy`: at most so many bytes are copied. `needs`: base may grow by so much. `returns`: what comes back at least.
-    """
-
-    vm_id: str
-    disk_id: str
-    base_id: str
-    top_id: str
-    child_id: str | None
-    copy: int = 0
-    needs: int = 0
-    returns: int = 0
-    between: tuple[str, ...] = ()
-
-    @property
-    def active(self) -> bool:
-        return self.child_id is None
-
-    @property
-    def dropped(self) -> tuple[str, ...]:
-        """What is deleted at the end, in that order."""
-        return (self.top_id, *self.between)
-
-    @property
-    def removed(self) -> tuple[str, ...]:
-        """The volumes of the snapshots that go, the oldest first."""
-        return (self.base_id, *reversed(self.between))
-
-    @property
-    def kind(self) -> str:
-        return "active" if self.active else "internal"
 
 
 def order(parents: dict[str, str | None], active_id: str) -> tuple[str, ...]:
@@ -111,10 +75,10 @@ def plan_merge(vm_id: str, chain: Sequence[str], removed: Sequence[str], facts: 
     bare = MergePlan(vm_id, facts.disk_id, removed[0], chain[top], child_id, between=between)
     _no_foreign_job(bare, facts)
     _nobody_else(bare, chain, facts)
-    return _sized(bare, facts)
+    return sized(bare, facts)
 
 
-def _sized(plan: MergePlan, facts: DiskFacts) -> MergePlan:
+def sized(plan: MergePlan, facts: DiskFacts) -> MergePlan:
     """A block that several layers have is copied once, so no more than the image can hold is copied."""
     base, *others = (facts.storage.volumes[volume_id] for volume_id in (plan.base_id, *plan.dropped))
     most = max(volume.capacity for volume in (base, *others))
@@ -204,12 +168,13 @@ def shared(chain: Sequence[str], facts: DiskFacts) -> dict[str, errors.Problem]:
 
 
 def ours(plan: MergePlan, job: Job) -> bool:
-    """Does this job merge the same two volumes, below the same third one (or none)?"""
-    return (job.base_id, job.top_id, job.child_id) == (plan.base_id, plan.top_id, plan.child_id)
+    """Does this job merge the same two volumes, in the same direction, below the same third one (or none)?"""
+    ends = (job.base_id, job.top_id, job.child_id)
+    return ends == (plan.base_id, plan.top_id, plan.child_id) and (job.type == "pull") is plan.pull
 
 
 def room(plan: MergePlan, domain_id: str, free: int, promised: int, reserve: int) -> None:
-    """Refuse with NoSpace unless base may grow while `promised` bytes of other merges and the reserve stay free."""
+    """Refuse with NoSpace unless its space is there while `promised` bytes of others and the reserve stay free."""
     has = max(0, free - promised - reserve)
     if plan.needs > has:
         raise errors.NoSpace(action="merging", needs=plan.needs, domain_id=domain_id, has=has)
@@ -234,14 +199,14 @@ def filling(plan: MergePlan, domain_id: str, facts: DiskFacts, rate: int, reserv
 
 
 def merged(plan: MergePlan, facts: DiskFacts) -> bool:
-    """Has the image moved to base for good, so that the only way is forward?
+    """Has the image moved for good, so that the only way is forward?
 
-    Internal: the agent has recorded it on the storage; the child's header alone proves nothing, QEMU writes it before
-    the tables of base (docs/adr/0013). Active: QEMU writes to base; or no QEMU lives and the mark on the storage names
-    base as the leaf.
+    Internal, and pulls: the agent has recorded it on the storage; a header alone proves nothing, QEMU writes it before
+    the tables of what stays (docs/adr/0013). Active: QEMU writes to base; or no QEMU lives and the mark on the storage
+    names base as the leaf.
     """
-    if plan.child_id is not None:
-        return _on_base(plan, facts, recorded=True) and plan.top_id not in facts.qemu.chain
+    if not plan.active:
+        return _moved(plan, facts, recorded=True) and plan.gone not in facts.qemu.chain
     if facts.qemu.alive:
         return facts.qemu.leaf == plan.base_id
     return facts.qemu.state == "absent" and facts.storage.leaf == plan.base_id
@@ -261,14 +226,14 @@ def whole(plan: MergePlan, facts: DiskFacts, kept: Mapping[str, Any]) -> bool:
     return {plan.base_id, plan.top_id} <= set(there) and there.index(plan.base_id) < there.index(plan.top_id)
 
 
-def _on_base(plan: MergePlan, facts: DiskFacts, *, recorded: bool) -> bool:
-    """Does the child of an internal merge stand on base, by its header; and, `recorded`, by the agent's record, of
-    which top's mark is the first part?"""
-    child = facts.storage.volumes.get(plan.child_id or "")
-    if child is None or child.backing_id != plan.base_id:
+def _moved(plan: MergePlan, facts: DiskFacts, *, recorded: bool) -> bool:
+    """Does the volume whose header a job changes stand where it ought to, by that header; and, `recorded`, by the
+    agent's record, of which the mark of the end that is gone is the first part?"""
+    carrier = facts.storage.volumes.get(plan.carrier or "")
+    if carrier is None or carrier.backing_id != plan.ground:
         return False
-    top = facts.storage.volumes.get(plan.top_id)
-    return not recorded or child.parent_id == plan.base_id or top is None or top.legality == "illegal"
+    gone = facts.storage.volumes.get(plan.gone)
+    return not recorded or carrier.parent_id == plan.ground or gone is None or gone.legality == "illegal"
 
 
 def _down(plan: MergePlan, facts: DiskFacts) -> Verdict:
@@ -291,8 +256,8 @@ def commit(plan: MergePlan, facts: DiskFacts, started: bool) -> Verdict:
         return _down(plan, facts)
     if facts.qemu.job is not None:
         return _running(plan, facts, facts.qemu.job, started)
-    if not plan.active and plan.top_id not in facts.qemu.chain and _on_base(plan, facts, recorded=False):
-        return Verdict(Do.ASK, "QEMU left top, and that is not recorded yet")
+    if not plan.active and plan.gone not in facts.qemu.chain and _moved(plan, facts, recorded=False):
+        return Verdict(Do.ASK, f"QEMU left {plan.gone}, and that is not recorded yet")
     return _no_job(plan, facts, started)
 
 
@@ -300,18 +265,19 @@ def _no_job(plan: MergePlan, facts: DiskFacts, started: bool) -> Verdict:
     if facts.libvirt.job is not None or facts.libvirt.mirror:
         return Verdict(Do.UNKNOWN, "QEMU has no job, libvirt has not seen that yet")
     if started:
-        problem = errors.JobFailed(disk_id=plan.disk_id, reason="the job is gone and top is still in the chain")
+        end = "base" if plan.pull else "top"
+        problem = errors.JobFailed(disk_id=plan.disk_id, reason=f"the job is gone and {end} is still in the chain")
         return Verdict(Do.GIVE_UP, str(problem), problem)
-    if plan.top_id not in facts.qemu.chain:
-        return Verdict(Do.UNKNOWN, "QEMU left top, but the child's header does not name base")
+    if plan.gone not in facts.qemu.chain:
+        return Verdict(Do.UNKNOWN, f"QEMU left {plan.gone}, but no header says so")
     return Verdict(Do.ASK, "no job runs")
 
 
 def _xml_caught_up(plan: MergePlan, facts: DiskFacts) -> Verdict:
-    """An internal commit is done for libvirt too once top left its XML, which comes late (BZ 1202719)."""
-    if not plan.active and facts.qemu.alive and plan.top_id in facts.libvirt.chain:
-        return Verdict(Do.UNKNOWN, "QEMU left top, libvirt's XML still names it")
-    return Verdict(Do.GO_ON, "base holds everything")
+    """Such a job is done for libvirt too once the volume left its XML, which comes late (BZ 1202719)."""
+    if not plan.active and facts.qemu.alive and plan.gone in facts.libvirt.chain:
+        return Verdict(Do.UNKNOWN, f"QEMU left {plan.gone}, libvirt's XML still names it")
+    return Verdict(Do.GO_ON, "what stays holds everything")
 
 
 def _running(plan: MergePlan, facts: DiskFacts, job: Job, started: bool) -> Verdict:
@@ -335,7 +301,7 @@ def ready(facts: DiskFacts) -> bool:
 def pivot(plan: MergePlan, facts: DiskFacts) -> Verdict:
     """Does QEMU write to base, libvirt know it, and the storage say that top is illegal?"""
     if not plan.active:
-        return Verdict(Do.GO_ON, "an internal merge needs no pivot")
+        return Verdict(Do.GO_ON, "QEMU writes where it did: no pivot")
     if facts.unknown:
         return Verdict(Do.UNKNOWN, facts.unknown)
     if merged(plan, facts):
@@ -364,21 +330,23 @@ def _pivoted(plan: MergePlan, facts: DiskFacts) -> Verdict:
 
 
 def recorded(plan: MergePlan, facts: DiskFacts) -> Verdict:
-    """Do `.meta` and headers agree with the chain without top? Asked after the agent wrote them."""
+    """Do `.meta` and headers agree with the chain as it is now? Asked after the agent wrote them."""
     if facts.unknown:
         return Verdict(Do.UNKNOWN, facts.unknown)
-    base = facts.storage.volumes.get(plan.base_id)
-    above = facts.storage.volumes.get(plan.child_id) if plan.child_id else None
-    if base is None or (plan.child_id and above is None):
-        return Verdict(Do.UNKNOWN, "base or the child is missing on the storage")
-    if above is not None and not above.parent_id == above.backing_id == plan.base_id:
-        return Verdict(Do.UNKNOWN, f"the child's parent is {above.parent_id}, its backing file {above.backing_id}")
-    if above is None and facts.storage.leaf != plan.base_id:
+    stays = facts.storage.volumes.get(plan.stays)
+    carrier = facts.storage.volumes.get(plan.carrier) if plan.carrier else None
+    if stays is None or (plan.carrier and carrier is None):
+        return Verdict(Do.UNKNOWN, "a volume that stays is missing on the storage")
+    if carrier is not None and not carrier.parent_id == carrier.backing_id == plan.ground:
+        words = f"the parent of {plan.carrier} is {carrier.parent_id}, its backing file {carrier.backing_id}"
+        return Verdict(Do.UNKNOWN, words)
+    if plan.child_id is None and facts.storage.leaf != plan.stays:
         return Verdict(Do.UNKNOWN, f"the storage's leaf is {facts.storage.leaf}")
-    kept = [one for one in plan.between if one in facts.storage.volumes and not _dropped(facts, one)]
+    kept = [one for one in plan.dropped if one != plan.top_id and one in facts.storage.volumes]
+    kept = [one for one in kept if not _dropped(facts, one)]
     if kept:
-        return Verdict(Do.UNKNOWN, f"volume {kept[0]}, which went down with top, is not marked yet")
-    return _grown(base, facts.storage.volumes.get(plan.top_id))
+        return Verdict(Do.UNKNOWN, f"volume {kept[0]} is not marked yet")
+    return _grown(stays, facts.storage.volumes.get(plan.top_id))
 
 
 def _dropped(facts: DiskFacts, volume_id: str) -> bool:
@@ -391,6 +359,6 @@ def _grown(base: Volume, top: Volume | None) -> Verdict:
     return Verdict(Do.GO_ON, "the storage shows the chain without top")
 
 
-def returned(before: int, base_now: int) -> int:
-    """Bytes that came back: what base and top took before, less what base takes now."""
-    return max(0, before - base_now)
+def returned(before: int, now: int) -> int:
+    """Bytes that came back: what all volumes of the merge took before, less what the one that stays takes now."""
+    return max(0, before - now)

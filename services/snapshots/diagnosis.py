@@ -113,10 +113,12 @@ def unrecorded(facts: DiskFacts) -> dict[str, str]:
     found = {}
     for child in volumes.values():
         top, base = child.parent_id, child.backing_id
-        if child.legality != "legal" or top is None or base is None or top == base:
+        if child.legality != "legal" or top is None or top == base or child.format != "cow":
             continue
         below = facts.storage.below(top)
-        between = below[below.index(base) + 1 :] if base in below else ()
+        if base is not None and base not in (*below, *facts.storage.templates):
+            continue
+        between = below[below.index(base) + 1 :] if base in below else below
         if between and all(volumes[id_].legality == "legal" for id_ in between):
             found[child.volume_id] = top
     return found
@@ -132,7 +134,7 @@ def _put_back(facts: DiskFacts, back: Mapping[str, str]) -> DiskFacts:
 
 
 def _not_recorded(books: Books, facts: DiskFacts, child: str, top: str) -> Difference:
-    base = facts.storage.volumes[child].backing_id
+    base = facts.storage.volumes[child].backing_id or "nothing"
     message = (
         f"Volume {child} stands on {base}, its metadata on {top}: a merge that was not recorded, perhaps not whole."
     )

@@ -37,7 +37,7 @@ class Job:
 @dataclass(frozen=True)
 class Volume:
     """One volume on the storage. `parent_id` is what `.meta` says, `backing_id` what the qcow2 header says, by the name
-    `backing`."""
+    `backing`. `pulls`: a pull may move what it holds, or end in it."""
 
     volume_id: str
     parent_id: str | None
@@ -50,6 +50,7 @@ class Volume:
     backing: str | None = None
     template_disk_id: str | None = None
     created_at: str | None = None
+    pulls: bool = False
 
 
 @dataclass(frozen=True)
@@ -198,4 +199,5 @@ def _volume(told: Mapping[str, Any]) -> Volume:
         told.get("backing"),
         told.get("template_disk_id"),
         told["created_at"],
+        told.get("pulls", False),
     )

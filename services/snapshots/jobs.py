@@ -180,7 +180,10 @@ def progress(
     if rate is None:
         rate = max(0, int((cur - row.cur) / since)) if row.told_at and since > 0 else 0
     tell(session, store.change(session, job_id, cur=cur, end=end, rate=rate, offline=offline, told_at=now))
-    store.change_merge(session, job_id, bytes_merged=max(store.merge(session, job_id).bytes_merged, cur))
+    merge = store.merge(session, job_id)
+    # a pull goes over the whole disk, whatever there is to copy
+    merged = min(cur, merge.copy_bytes) if merge.pull else cur
+    store.change_merge(session, job_id, bytes_merged=max(merge.bytes_merged, merged))
     if row.parent_id is not None:
         sum_up(session, row.parent_id, now, force=force)
 

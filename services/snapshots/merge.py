@@ -1,5 +1,5 @@
 """One merge of a disk: top, and what lies between, is merged down into base, under the running VM or, where it is
-down, by the agent with qemu-img. Which of the two is decided by each look anew. The flow, read from the top.
+down, with qemu-img; or these go up into top, where that copies far less. The flow, read from the top.
 
 What is believed: QEMU, then the storage, then libvirt, then our database; the decisions are in chain.py.
 """
@@ -16,10 +16,23 @@ from sqlalchemy.orm import Session
 from chassis import logs
 from chassis.steps import DONE, STUCK, UNDONE, Failed, Flow, FlowKind, FlowRow, GoOn, Look, Step, Unknown
 from contracts import errors, hostagent
-from services.snapshots import chain, jobs, peers, removal, store, store_jobs, store_removals, store_seen, watch
+from contracts.promise import Rpc
+from services.snapshots import (
+    chain,
+    direction,
+    jobs,
+    peers,
+    removal,
+    store,
+    store_jobs,
+    store_removals,
+    store_seen,
+    watch,
+)
 from services.snapshots.chain import Do, Verdict
 from services.snapshots.desk import Desk
 from services.snapshots.facts import DiskFacts, Job
+from services.snapshots.plan import MergePlan
 from services.snapshots.store_jobs import MergeRow
 
 NAME = "merge"
@@ -61,6 +74,7 @@ class Merge:
             marked = store_removals.restorable_of(session, flow.id)
         with peers.patient():
             plan = chain.plan_merge(row.vm_id, known, row.plan.removed, facts)
+        plan = direction.cheaper(plan, known, facts, self.desk.settings.policy())
         flow.save(marked=marked)  # who takes restorability away may give it back, where nothing came of the merge
         with flow.write() as session:
             store_jobs.shut_gate(session)  # no two promise the same space
@@ -70,14 +84,14 @@ class Merge:
     # -- extend: base is large enough ---------------------------------------------------------------------
 
     def extended(self, flow: Flow) -> Look:
-        """A commit on files grows base by itself, QEMU's as well as qemu-img's (a running `qemu-img resize` would be
+        """A job on files grows what stays by itself, QEMU's as well as qemu-img's (a running `qemu-img resize` would be
         refused by QEMU's lock), and `record` checks it. Block storage will ask here."""
         return Look.SETTLED
 
     def extend(self, flow: Flow) -> None:
         raise Failed(errors.InternalError(correlation_id=flow.id))  # nothing leads here yet
 
-    # -- commit: everything of top is in base, but for what the guest writes now --------------------------
+    # -- commit (or pull): everything is in what stays, but for what the guest writes now -----------------
 
     def committed(self, flow: Flow) -> Look:
         row, facts = self._look(flow)
@@ -98,11 +112,10 @@ class Merge:
     def commit(self, flow: Flow) -> None:
         row, facts = self._look(flow)
         if facts.qemu.state == "absent":
-            ask_offline(self.desk, flow, row)
+            ask_offline(self.desk, flow, turned_down(self.desk, flow, row, facts))
             return
-        request = {**_merge_ask(flow, row), "bandwidth": row.bandwidth}
         with counted(flow), peers.patient(peers.TURNED):
-            self.desk.peers.ask(row.host_id, hostagent.start_commit, request)
+            self.desk.peers.ask(row.host_id, _start(row), {**_merge_ask(flow, row), "bandwidth": row.bandwidth})
         flow.save(started=True)
 
     def cancel(self, flow: Flow) -> Look | None:
@@ -110,10 +123,9 @@ class Merge:
         row, facts = self._look(flow)
         _refuse_to_turn(row, facts)
         # asked without a job too: an ask of ours whose answer was lost may be about to begin one; a cancel ends that
-        request = {"vm_id": row.vm_id, "disk": _ref(row), **_ends(row), "claim": peers.claim_of(flow)}
         try:
             with peers.patient():
-                self.desk.peers.ask(row.host_id, hostagent.cancel_job, request)
+                self.desk.peers.ask(row.host_id, hostagent.cancel_job, _cancel_ask(flow, row))
         except errors.ForeignJob:
             return None  # no job of ours runs, and none will begin: the agent refuses late asks before it looks
         row, facts = self._look(flow)  # whether it was in time, QEMU knows
@@ -162,15 +174,16 @@ class Merge:
         _refuse_to_turn(row, facts)
         return Look.RUNNING if facts.paused_by_pivot else None  # an offline copy is the commit's to cancel
 
-    # -- record: the storage's metadata, then our database, agree with the chain without top --------------
+    # -- record: the storage's metadata, then our database, agree with the chain as it is now -------------
 
     def recorded(self, flow: Flow) -> Look:
         return _settled(self._row(flow).recorded)
 
     def record(self, flow: Flow) -> None:
         row = self._row(flow)
+        record = hostagent.record_pull if row.pull else hostagent.record_merge
         with peers.patient():
-            self.desk.peers.ask(row.host_id, hostagent.record_merge, _merge_ask(flow, row))
+            self.desk.peers.ask(row.host_id, record, _merge_ask(flow, row))
         row, facts = self._look(flow)
         _look_of(row, chain.recorded(row.plan, facts))
         with flow.write() as session:
@@ -179,7 +192,7 @@ class Merge:
                 store_jobs.change_merge(session, flow.id, recorded=True)
                 store_seen.keep(session, store_seen.of_look(facts.storage.volumes))
 
-    # -- discard: top and what lay between are gone -------------------------------------------------------
+    # -- discard: what is not needed any more is gone -----------------------------------------------------
 
     def discarded(self, flow: Flow) -> Look:
         return _settled(self._row(flow).discarded)
@@ -187,12 +200,12 @@ class Merge:
     def discard(self, flow: Flow) -> None:
         row, facts = self._look(flow)
         plan = row.plan
-        doomed = {"volume_id": plan.top_id, "below": list(plan.between)}
+        doomed = {"volume_id": plan.dropped[0], "below": list(plan.dropped[1:])}
         request = {"vm_id": row.vm_id, "disk": _ref(row), **doomed, "claim": peers.claim_of(flow)}
         with peers.patient():
             self.desk.peers.ask(row.host_id, hostagent.discard_volume, request)
         gone = sum(facts.storage.size(volume_id) for volume_id in plan.dropped) or plan.copy
-        back = chain.returned(row.before + gone, facts.storage.size(plan.base_id))
+        back = chain.returned(row.before + gone, facts.storage.size(plan.stays))
         with flow.write() as session:
             store.forget_volumes(session, plan.dropped)
             store_jobs.change_merge(session, flow.id, discarded=True, bytes_returned=back)
@@ -265,6 +278,18 @@ def ask_offline(desk: Desk, flow: Flow, row: MergeRow) -> None:
             desk.peers.ask(row.host_id, hostagent.merge_offline, request)
 
 
+def turned_down(desk: Desk, flow: Flow, row: MergeRow, facts: DiskFacts) -> MergeRow:
+    """A VM that went down takes its pull with it, and nothing of that counts: what was to go up goes down."""
+    if not row.pull:
+        return row
+    plan = direction.down(row.plan, facts)
+    with flow.write() as session:
+        store_jobs.shut_gate(session)
+        _find_room(session, plan, row, facts.storage.free)
+        keep_plan(session, flow.id, plan, facts)
+        return store_jobs.merge(session, flow.id)
+
+
 @contextlib.contextmanager
 def _held(desk: Desk, flow: Flow) -> Iterator[None]:
     """Write down that the lease was not free: each ask for it costs the host a process."""
@@ -307,7 +332,7 @@ def counted(flow: Flow) -> Iterator[None]:
         raise
 
 
-def _find_room(session: Session, plan: chain.MergePlan, row: MergeRow, free: int) -> None:
+def _find_room(session: Session, plan: MergePlan, row: MergeRow, free: int) -> None:
     """Raises NoSpace, or Unknown while others are at work: they give space back when they end."""
     promised = store_jobs.promised(session, row.domain_id, row.id)
     others = store_jobs.others_at_work(session, row.domain_id, row.id)
@@ -315,14 +340,15 @@ def _find_room(session: Session, plan: chain.MergePlan, row: MergeRow, free: int
         chain.room(plan, row.domain_id, free, promised, row.reserve)
 
 
-def keep_plan(session: Session, merge_id: str, plan: chain.MergePlan, facts: DiskFacts) -> None:
+def keep_plan(session: Session, merge_id: str, plan: MergePlan, facts: DiskFacts) -> None:
     """The plan of the merge, as it was computed from these facts. Its snapshots are not restorable from then on, before
-    the first byte is copied: base becomes a mixture of several moments."""
+    the first byte is copied: base becomes a mixture of several moments (in a pull it does not, but it will go)."""
     for snapshot_id in store_removals.snapshots_of(session, [merge_id])[merge_id]:
         store.change_snapshot(session, snapshot_id, restorable=False)
-    ends = {"child_id": plan.child_id, "between": list(plan.between)}
+    ends: dict[str, Any] = {"child_id": plan.child_id, "between": list(plan.between)}
+    ends |= {"pull": plan.pull, "below_id": plan.below_id, "note": plan.note}
     sizes = {"copy_bytes": plan.copy, "needs": plan.needs, "returns": plan.returns}
-    before = facts.storage.size(plan.base_id)
+    before = facts.storage.size(plan.stays)
     store_jobs.change_merge(session, merge_id, planned=True, before=before, **ends, **sizes)
     store_jobs.change(session, merge_id, end=plan.copy)
     store_seen.keep(session, store_seen.of_look(facts.storage.volumes))
@@ -344,7 +370,7 @@ def _refuse_to_turn(row: MergeRow, facts: DiskFacts) -> None:
     if facts.unknown:
         raise Unknown(errors.VmUnsure(vm_id=row.vm_id, reason=facts.unknown))
     if chain.merged(row.plan, facts):
-        raise GoOn("base holds everything already")
+        raise GoOn("what stays holds everything already")
 
 
 def _settled(done: bool) -> Look:
@@ -360,15 +386,26 @@ def _look_of(row: MergeRow, verdict: Verdict) -> Look:
     return {Do.GO_ON: Look.SETTLED, Do.WAIT: Look.RUNNING}.get(verdict.do, Look.ASK)
 
 
+def _start(row: MergeRow) -> Rpc:
+    return hostagent.start_pull if row.pull else hostagent.start_commit
+
+
 def _ref(row: MergeRow) -> dict[str, Any]:
     return peers.disk_ref(row.disk_id, row.domain_id, row.domain_path)
 
 
 def _merge_ask(flow: Flow, row: MergeRow) -> dict[str, Any]:
-    """contracts.hostagent.MergeAsk."""
-    between = {"between": list(row.plan.between)}
-    return {"vm_id": row.vm_id, "disk": _ref(row), **_ends(row), **between, "claim": peers.claim_of(flow)}
+    """contracts.hostagent.MergeAsk or PullAsk."""
+    third = {"below_id": row.below_id} if row.pull else {"child_id": row.child_id}
+    ends = {**_ends(row), **third, "between": row.between}
+    return {"vm_id": row.vm_id, "disk": _ref(row), **ends, "claim": peers.claim_of(flow)}
+
+
+def _cancel_ask(flow: Flow, row: MergeRow) -> dict[str, Any]:
+    """contracts.hostagent.CancelJob."""
+    ends = {**_ends(row), "child_id": row.child_id, "pull": row.pull}
+    return {"vm_id": row.vm_id, "disk": _ref(row), **ends, "claim": peers.claim_of(flow)}
 
 
 def _ends(row: MergeRow) -> dict[str, Any]:
-    return {"base_id": row.plan.base_id, "top_id": row.plan.top_id, "child_id": row.plan.child_id}
+    return {"base_id": row.base_id, "top_id": row.top_id}

@@ -10,9 +10,10 @@ from dataclasses import dataclass
 
 from contracts import errors
 from services.snapshots import chain as rules
-from services.snapshots import ranges
-from services.snapshots.chain import MergePlan
+from services.snapshots import direction, ranges
+from services.snapshots.direction import RULE, Policy
 from services.snapshots.facts import DiskFacts
+from services.snapshots.plan import MergePlan
 
 
 @dataclass(frozen=True)
@@ -44,6 +45,7 @@ class Seen:
     facts: DiskFacts
     promised: int
     reserve: int
+    policy: Policy = RULE
 
 
 @dataclass(frozen=True)
@@ -98,6 +100,7 @@ def plan_chain(seen: Seen, wanted: Sequence[Wanted]) -> tuple[list[Planned], lis
 
 def _plan(seen: Seen, run: Sequence[str]) -> MergePlan:
     plan = rules.plan_merge(seen.vm_id, seen.chain, run, seen.facts)
+    plan = direction.cheaper(plan, seen.chain, seen.facts, seen.policy)
     rules.room(plan, seen.domain_id, seen.facts.storage.free, seen.promised, seen.reserve)
     return plan
 
@@ -132,8 +135,11 @@ def why(plan: MergePlan) -> str:
     layers = (
         f"{count} layers in one job: a block that several of them hold is copied once" if count > 1 else "One layer"
     )
+    note = f" {plan.note}." if plan.note else ""
+    if plan.pull:
+        return f"{layers}, up into the one that the guest writes to, which does not stand still.{note}"
     if plan.active:
-        return f"{layers}; the guest writes to the uppermost one, so it stands still for a moment at the end."
+        return f"{layers}; the guest writes to the uppermost one, so it stands still for a moment at the end.{note}"
     return (
         f"{layers}; the guest does not write to it." if count == 1 else f"{layers}; the guest writes to none of them."
     )

@@ -42,12 +42,12 @@ def cut(
     if top + 1 >= len(chain):
         return tuple(run), 0
     base = chain.index(run[0])
-    sizes = [_written(chain, base, end, names) for end in range(base + 1, top + 1)]
+    sizes = [written(chain, base, end, names) for end in range(base + 1, top + 1)]
     fitting = next((count for count in range(len(run), 0, -1) if sizes[count - 1] <= limit), 0)
     return tuple(run[:fitting]), sizes[-1]
 
 
-def _written(chain: Sequence[str], base: int, top: int, names: Mapping[str, str | None]) -> int:
+def written(chain: Sequence[str], base: int, top: int, names: Mapping[str, str | None]) -> int:
     """Bytes of the name that libvirt writes into the child of top: from there down to the name of base, each name is
     put behind the folder part of what it has so far."""
     path = ""

@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 from chassis.settings import FrameSettings, between, setting
+from services.snapshots.direction import Policy
 
 
 @dataclass(frozen=True)
@@ -29,6 +30,17 @@ class SnapshotsSettings(FrameSettings):
         "a copy that has not come nearer to its end for so long is said to be behind what its guest writes",
         check=between(1, 86400),
     )
+    pull_ratio: float = setting(
+        4.0,
+        "layers are pulled up into the active one where committing would copy so many times as much: with less between "
+        "the two, what is saved is small beside a commit's rule that names in headers never grow",
+        check=between(1, 1e9),
+    )
+    pull_saves: int = setting(
+        256 * 2**20,
+        "and at least so many bytes more: less is copied within a second or two either way",
+        check=between(0, 2**62),
+    )
     disks_per_removal: int = setting(
         1000, "disks of snapshots in one removal: all of them are looked at before it begins", check=between(1, 100_000)
     )
@@ -45,6 +57,10 @@ class SnapshotsSettings(FrameSettings):
         "seconds after which an active storage domain is scanned again, for sizes and leftovers; 0 = only when asked",
         check=between(0, 604_800),
     )
+
+    def policy(self) -> Policy:
+        """When to pull instead of committing."""
+        return Policy(self.pull_ratio, self.pull_saves)
 
     def reserve(self, total: int | None) -> int:
         """Bytes to leave free on a domain of this size (None: size unknown)."""

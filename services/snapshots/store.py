@@ -14,6 +14,7 @@ from chassis import clock, outbox
 from contracts import errors
 from contracts import snapshots as promises
 from services.snapshots import chain, leaves, store_overview
+from services.snapshots.plan import MergePlan
 from services.snapshots.tables import disk_locks, disks, snapshot_disks, snapshots, volumes
 
 # -- pages ------------------------------------------------------------------------------------------------
@@ -119,18 +120,22 @@ def chain_rows(session: Session, disk_id: str) -> list[dict[str, Any]]:
     ]
 
 
-def record_merge(session: Session, plan: chain.MergePlan) -> None:
+def record_merge(session: Session, plan: MergePlan) -> None:
     """The image of top lives in base from now on: what named top names base, and the snapshots whose volumes went down
-    have this disk no more."""
+    have this disk no more. (After a pull it lives where it did, and top stands on what base stood on.)"""
     gone = snapshot_disks.c.volume_id.in_(plan.removed)
     removed = list(session.scalars(sa.select(snapshot_disks.c.snapshot_id).where(gone)))
     session.execute(sa.delete(snapshot_disks).where(gone))
     heir = snapshot_disks.c.volume_id == plan.top_id
     above = session.execute(sa.select(snapshot_disks.c.snapshot_id).where(heir)).scalar()
-    session.execute(sa.update(snapshot_disks).where(heir).values(volume_id=plan.base_id))
-    if plan.child_id is None:
-        session.execute(sa.update(disks).where(disks.c.id == plan.disk_id).values(active_id=plan.base_id))
+    if plan.pull:
+        below = session.execute(sa.select(volumes.c.parent_id).where(volumes.c.id == plan.base_id)).scalar()
+        session.execute(sa.update(volumes).where(volumes.c.id == plan.top_id).values(parent_id=below))
     else:
+        session.execute(sa.update(snapshot_disks).where(heir).values(volume_id=plan.base_id))
+    if plan.active:
+        session.execute(sa.update(disks).where(disks.c.id == plan.disk_id).values(active_id=plan.base_id))
+    elif not plan.pull:
         session.execute(sa.update(volumes).where(volumes.c.id == plan.child_id).values(parent_id=plan.base_id))
     session.execute(sa.update(volumes).where(volumes.c.id.in_(plan.dropped)).values(dropped=True))
     for snapshot_id in (*removed, *(() if above is None else (above,))):

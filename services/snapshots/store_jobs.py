@@ -13,7 +13,8 @@ from sqlalchemy.orm import Session
 
 from chassis.tables import flows
 from contracts import errors
-from services.snapshots import chain, store
+from services.snapshots import store
+from services.snapshots.plan import MergePlan
 from services.snapshots.tables import gate, jobs, merges
 
 OPEN = ("running", "undoing", "stuck")
@@ -58,8 +59,8 @@ class JobRow:
 
 @dataclass(frozen=True)
 class MergeRow:
-    """One merge of a disk, the `position`th of its chain in its removal. Bytes everywhere; `before`: what base took
-    when it was planned. `let_in`: its flow was started (it waits for a place before)."""
+    """One merge of a disk, the `position`th of its chain in its removal. Bytes everywhere; `before`: what its end that
+    stays took when it was planned. `let_in`: its flow was started (it waits for a place before)."""
 
     id: str
     removal_id: str
@@ -70,6 +71,9 @@ class MergeRow:
     top_id: str
     child_id: str | None
     between: list[str]
+    pull: bool
+    below_id: str | None
+    note: str
     host_id: str
     domain_id: str
     domain_path: str
@@ -88,10 +92,11 @@ class MergeRow:
     discarded: bool
 
     @property
-    def plan(self) -> chain.MergePlan:
+    def plan(self) -> MergePlan:
         ends = (self.base_id, self.top_id, self.child_id)
         sizes = (self.copy_bytes, self.needs, self.returns)
-        return chain.MergePlan(self.vm_id, self.disk_id, *ends, *sizes, tuple(self.between))
+        way = (self.pull, self.below_id, self.note)
+        return MergePlan(self.vm_id, self.disk_id, *ends, *sizes, tuple(self.between), *way)
 
 
 _JOB = [jobs.c[field.name] for field in dataclasses.fields(JobRow)]
@@ -255,9 +260,10 @@ def taken(session: Session, column: str) -> dict[str, int]:
 
 
 def promised(session: Session, domain_id: str, besides: str) -> int:
-    """Bytes by which the other merges on a domain may still make their bases grow."""
+    """Bytes by which what stays of the other merges on a domain may still grow."""
     joined = merges.join(jobs, jobs.c.id == merges.c.id)
-    query = sa.select(merges.c.needs, jobs.c.cur).select_from(joined)
+    query = sa.select(merges.c.needs, jobs.c.end, jobs.c.cur).select_from(joined)
     where = (merges.c.domain_id == domain_id, merges.c.id != besides, merges.c.let_in, jobs.c.state.in_(BUSY))
     found = session.execute(query.where(*where, merges.c.planned, ~merges.c.recorded))
-    return sum(max(0, needs - cur) for needs, cur in found)
+    # a job counts the disk's bytes that it went over, holes too: they say how much is left, not how much was written
+    return sum(min(needs, max(0, end - cur)) for needs, end, cur in found)

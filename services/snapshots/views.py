@@ -9,9 +9,9 @@ from sqlalchemy.orm import Session
 
 from chassis import clock
 from services.snapshots import jobs, planning, store_jobs, store_removals
-from services.snapshots.chain import MergePlan
 from services.snapshots.desk import Desk
 from services.snapshots.draft import Draft
+from services.snapshots.plan import MergePlan
 from services.snapshots.planning import Planned
 from services.snapshots.store_jobs import JobRow, MergeRow
 
@@ -94,7 +94,7 @@ def _merge(id_: str, one: Planned, state: str, step: str) -> Told:
         **{"position": one.position, "snapshot_ids": [wanted.snapshot_id for wanted in one.wanted]},
         **{"base_id": plan.base_id, "top_id": plan.top_id, "layers": len(plan.dropped), "kind": plan.kind},
         **{
-            "direction": "commit",
+            "direction": plan.direction,
             "bytes_to_copy": plan.copy,
             "space_needed": plan.needs,
             "space_returned": plan.returns,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -153,6 +154,21 @@ class Range(Operation):
         return str(self.place.api.remove_snapshots({"snapshots": list(self.targets)}, key=key)["id"])
 
 
+class Pull(Internal):
+    """The newest snapshot, which holds little, under an active volume that holds much: that is pulled up."""
+
+    def arrange(self) -> None:
+        _, goes = self._take(2)
+        vm = self.place.vm
+        vm.power_off()
+        for disk in range(len(vm.disks)):
+            fill(vm, disk, "24M 32M")
+        self.place.running(vm)
+        self._goes(vm, goes)
+        plan = self.place.api.remove_snapshots({"snapshots": [goes], "dry_run": True})
+        assert {merge["direction"] for merge in plan["merges"]} == {"pull"}, plan["merges"]
+
+
 class Many(Range):
     """Snapshots of two VMs on two hosts."""
 
@@ -192,11 +208,19 @@ class Cancel(Active):
         return self.place.job(job_id)
 
 
+def fill(vm: Machine, disk: int, where: str) -> None:
+    """Write into the active volume of a VM that is down, behind what its guest uses."""
+    leaf = vm.folder(disk) / vm.chain(disk)[-1]["volume_id"]
+    words = ["qemu-io", "-f", "qcow2", "-c", f"write -q -P 5 {where}", str(leaf)]
+    subprocess.run(words, check=True, capture_output=True, timeout=60)
+
+
 ALL: dict[str, type[Operation]] = {
     "take": Take,
     "internal": Internal,
     "active": Active,
     "range": Range,
+    "pull": Pull,
     "many": Many,
     "down newest": Down,
     "down inside": DownInside,

@@ -24,6 +24,8 @@ from tests.chaos.keeper import Keeper
 # slow writers: what a run waits for is deaths and ends, and on two cores every written block is taken from them
 GUEST = {"ring_mib": 4, "rate_kib": 256, "batch": 8}
 SERVICES = ("inventory", "snapshots")
+# enough for a pull: more than these guests ever write, so that only volumes that were filled by hand are pulled into
+SETTINGS = {"DRYSTONE_PULL_SAVES": str(16 * 2**20)}
 PASSES = (500, 502, 503, 504)  # statuses after which the same request is made again
 CUT = "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{}'"
 T = TypeVar("T")
@@ -45,7 +47,7 @@ class Place:
             for name in SERVICES:
                 self.postgres.sql(f"create database {name}")
             databases = {name: self.postgres.url(name) for name in SERVICES}
-        self.stack = Stack(self.folder / "s", hosts=2, databases=databases)
+        self.stack = Stack(self.folder / "s", hosts=2, databases=databases, settings=SETTINGS)
         self.keeper = Keeper(self.stack, self.postgres)
         try:
             self.stack.start()

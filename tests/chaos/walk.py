@@ -22,7 +22,6 @@ _MERGE = (
     r"commit\.\w+",
     r"record\.after_ask",
     r"discard\.after_ask",
-    r"volume\.record\.after_(top|child|base)",
     r"volume\.discard\.(after_scan|renamed\.\w+|removed\.\w+)",
 )
 # of a VM that is down: the same flow, whose copy is made offline
@@ -34,6 +33,8 @@ _DOWN = (
     r"volume\.record\.after_top",
     r"volume\.discard\.(after_scan|renamed\.\w+|removed\.\w+)",
 )
+_RECORD = (r"volume\.record\.after_(top|child|base)",)
+_PULL = (r"record\.(before|after)_flush", r"volume\.pull\.\w+")
 _PIVOT = (r"merge\.pivot\.(before_ask|after_ask)", r"pivot\.\w+")
 OPERATIONS: dict[str, tuple[str, ...]] = {
     "take": (
@@ -41,10 +42,11 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
         r"switch\.(before_ask|after_ask|after_create)",
         r"volume\.create\.\w+",
     ),
-    "internal": _MERGE,
-    "active": (*_MERGE, *_PIVOT),
-    "range": (*_MERGE, *_PIVOT, r"volume\.record\.after_between"),
-    "many": (*_MERGE, *_PIVOT),
+    "internal": (*_MERGE, *_RECORD),
+    "active": (*_MERGE, *_RECORD, *_PIVOT),
+    "range": (*_MERGE, *_RECORD, *_PIVOT, r"volume\.record\.after_between"),
+    "pull": (*_MERGE, *_PULL),
+    "many": (*_MERGE, *_RECORD, *_PIVOT),
     "down newest": (*_DOWN, r"offline\.after_mark"),
     "down inside": (*_DOWN, r"offline\.after_header", r"volume\.record\.after_child"),
     "cancel": (r"merge\.commit\.(before|after)_undo",),
@@ -78,7 +80,7 @@ ELSEWHERE = {
     r"inventory\.look_domain\.\w+": "asked by the clock, and changes nothing: tests/service/inventory/test_deaths.py",
 }
 # The operations among which a run without a crash point chooses.
-MOVING = ("take", "internal", "active", "range", "many", "down newest", "down inside", "cancel")
+MOVING = ("take", "internal", "active", "range", "pull", "many", "down newest", "down inside", "cancel")
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,7 @@ class Volume:
     template_disk_id: str | None = None
     created_at: str = field(default_factory=lambda: clock.iso(dt.datetime.now(dt.UTC)))
     heir: str | None = None
+    pulls: bool = True
 
     def facts(self) -> Facts:
         shown = dataclasses.asdict(self)

@@ -13,7 +13,7 @@ _pids = itertools.count(4000)
 @dataclass
 class Job:
     """A block commit. `active`: top is what QEMU writes to, so that the job ends in ready and needs a pivot.
-    `between`: the layers that go down with top."""
+    `between`: the layers that go down with top. `pull`: base and those between go up into top, onto `below_id`."""
 
     base_id: str
     top_id: str
@@ -22,23 +22,26 @@ class Job:
     speed: int
     cur: int = 0
     between: list[str] = field(default_factory=list)
+    pull: bool = False
+    below_id: str | None = None
 
     @property
     def active(self) -> bool:
-        return self.child_id is None
+        return self.child_id is None and not self.pull
 
     @property
     def ready(self) -> bool:
         return self.active and self.cur >= self.end
 
     def has_ends(self, ask: Facts) -> bool:
-        return (self.base_id, self.top_id, self.child_id) == (ask["base_id"], ask["top_id"], ask["child_id"])
+        ends = (ask["base_id"], ask["top_id"], ask.get("child_id"), bool(ask.get("pull")))
+        return (self.base_id, self.top_id, self.child_id, self.pull) == ends
 
     def facts(self) -> Facts:
         ends = {"base_id": self.base_id, "top_id": self.top_id, "child_id": self.child_id}
         shown = {"cur": self.cur, "end": self.end, "speed": self.speed}
         status = "ready" if self.ready else "running"
-        return {**ends, **shown, "type": "commit", "status": status, "ready": self.ready}
+        return {**ends, **shown, "type": "pull" if self.pull else "commit", "status": status, "ready": self.ready}
 
 
 @dataclass

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from contracts import errors
-from tests.fakes import agent_offline
+from tests.fakes import agent_offline, agent_pull
 from tests.fakes.agent_storage import MIB, Facts, Storage
 from tests.fakes.agent_vm import FakeVm, Job
 
@@ -138,7 +138,7 @@ class World:
         if ask["claim"]:
             self._check_claim(disk["disk_id"], ask["claim"])
         storage = self.storage.view(disk)
-        vm = self._with_disk(ask["vm_id"], disk["disk_id"])
+        vm = self.with_disk(ask["vm_id"], disk["disk_id"])
         return {
             "vm_id": ask["vm_id"],
             "disk_id": disk["disk_id"],
@@ -149,7 +149,7 @@ class World:
             "offline": agent_offline.facts(self, disk["disk_id"]),
         }
 
-    def _with_disk(self, vm_id: str | None, disk_id: str) -> FakeVm | None:
+    def with_disk(self, vm_id: str | None, disk_id: str) -> FakeVm | None:
         found = [vm for id_, vm in self.vms.items() if disk_id in vm.chains and vm_id in (None, id_)]
         return found[0] if found else None
 
@@ -160,7 +160,7 @@ class World:
             raise errors.StaleClaim(claim=claim["number"], highest=highest, disk_id=disk_id)
         self.claims[key] = claim["number"]
 
-    def _take_claim(self, disk_id: str, claim: Facts) -> None:
+    def take_claim(self, disk_id: str, claim: Facts) -> None:
         """Also refused after a cancel."""
         self._check_claim(disk_id, claim)
         cancelled = self.cancelled.get((disk_id, claim["flow_id"]), 0)
@@ -172,7 +172,7 @@ class World:
     def switch_leaves(self, ask: Facts) -> Facts:
         vm = self.vms.get(ask["vm_id"])
         for new in ask["disks"]:
-            self._take_claim(new["disk"]["disk_id"], ask["claim"])
+            self.take_claim(new["disk"]["disk_id"], ask["claim"])
         for new in ask["disks"]:
             self._switch(vm, new)
         return {"quiesced": self.quiesced and vm is not None, "live": vm is not None}
@@ -193,8 +193,8 @@ class World:
 
     def start_commit(self, ask: Facts) -> Facts:
         disk_id = ask["disk"]["disk_id"]
-        self._take_claim(disk_id, ask["claim"])
-        vm = self._running(ask["vm_id"], "the commit was to start")
+        self.take_claim(disk_id, ask["claim"])
+        vm = self.running(ask["vm_id"], "the commit was to start")
         job = vm.jobs.get(disk_id)
         if job is not None and not job.has_ends(ask):
             raise errors.ForeignJob(disk_id=disk_id, job=f"commit of {job.top_id}")
@@ -211,12 +211,15 @@ class World:
         return {}
 
     def merge_offline(self, ask: Facts) -> Facts:
-        self._take_claim(ask["disk"]["disk_id"], ask["claim"])
+        self.take_claim(ask["disk"]["disk_id"], ask["claim"])
         self._refuse_held(ask["vm_id"], but=self.offline.get(ask["disk"]["disk_id"]))
         return agent_offline.begin(self, ask)
 
+    def start_pull(self, ask: Facts) -> Facts:
+        return agent_pull.start(self, {**ask, "pull": True})
+
     def set_bandwidth(self, ask: Facts) -> Facts:
-        self._take_claim(ask["disk"]["disk_id"], ask["claim"])
+        self.take_claim(ask["disk"]["disk_id"], ask["claim"])
         agent_offline.refuse_limit(self, ask)
         vm = self.vms.get(ask["vm_id"])
         job = vm.jobs.get(ask["disk"]["disk_id"]) if vm else None
@@ -233,8 +236,10 @@ class World:
         job = vm.jobs.get(disk_id) if vm and ask["top_id"] else None
         if job is not None and not job.has_ends(ask):
             raise errors.ForeignJob(disk_id=disk_id, job=f"commit of {job.top_id}")
-        if vm is None and ask["child_id"]:
+        if vm is None:
             self.put_back(disk_id)
+        if vm is not None and job is None and ask["pull"] and ask["base_id"] not in vm.chains[disk_id]:
+            agent_pull.record(self, ask)
         if vm is not None and job is None and ask["child_id"] and ask["top_id"] not in vm.chains[disk_id]:
             self._record(disk_id, {"between": [], **ask})
         if vm is not None and job is not None:
@@ -244,8 +249,8 @@ class World:
 
     def pivot(self, ask: Facts) -> Facts:
         disk_id = ask["disk"]["disk_id"]
-        self._take_claim(disk_id, ask["claim"])
-        vm = self._running(ask["vm_id"], "the pivot was to be made")
+        self.take_claim(disk_id, ask["claim"])
+        vm = self.running(ask["vm_id"], "the pivot was to be made")
         if vm.chains[disk_id][0] == ask["top_id"]:
             job = vm.jobs.get(disk_id)
             if job is None or not job.ready:
@@ -263,12 +268,17 @@ class World:
         self._record(disk_id, ask)
         return {}
 
+    def record_pull(self, ask: Facts) -> Facts:
+        self._check_claim(ask["disk"]["disk_id"], ask["claim"])
+        agent_pull.record(self, ask)
+        return {}
+
     def _record(self, disk_id: str, ask: Facts) -> None:
         """A record that was begun is finished; to begin one, a QEMU must live and have left top."""
         if ask["child_id"] is not None:
             child, volumes = self.storage.volume(disk_id, ask["child_id"]), self.storage.image(disk_id).volumes
             begun = ask["top_id"] not in volumes or volumes[ask["top_id"]].legality == "illegal"
-            vm = self._with_disk(ask["vm_id"], disk_id)
+            vm = self.with_disk(ask["vm_id"], disk_id)
             if not begun and child.parent_id != ask["base_id"] and (vm is None or ask["top_id"] in vm.chains[disk_id]):
                 raise errors.JobFailed(disk_id=disk_id, reason="it was not recorded")
             child.parent_id = ask["base_id"]
@@ -292,7 +302,7 @@ class World:
     def record_chain(self, ask: Facts) -> Facts:
         disk_id = ask["disk"]["disk_id"]
         self._check_claim(disk_id, ask["claim"])
-        vm = self._with_disk(None, disk_id)
+        vm = self.with_disk(None, disk_id)
         if vm is None:
             self.put_back(disk_id)
         seen = vm.chains[disk_id] if vm else self.storage.chain(disk_id)
@@ -308,14 +318,14 @@ class World:
     def discard_volume(self, ask: Facts) -> Facts:
         disk_id = ask["disk"]["disk_id"]
         self._check_claim(disk_id, ask["claim"])
-        vm = self._with_disk(None, disk_id)
+        vm = self.with_disk(None, disk_id)
         for volume_id in [ask["volume_id"], *ask["below"]]:
             if vm is not None and volume_id in vm.chains[disk_id]:
                 raise errors.VolumeInUse(volume_id=volume_id, by=f"QEMU of {vm.spec['name']}")
             self.storage.delete_volume(disk_id, volume_id)
         return {}
 
-    def _running(self, vm_id: str, action: str) -> FakeVm:
+    def running(self, vm_id: str, action: str) -> FakeVm:
         vm = self.vms.get(vm_id)
         if vm is None:
             raise errors.VmStopped(vm_id=vm_id, action=action)
@@ -344,10 +354,11 @@ class World:
         if job.cur >= job.end and not job.active:
             status = "completed"
             del vm.jobs[disk_id]
-            for gone in (job.top_id, *job.between):
+            for gone in (job.base_id if job.pull else job.top_id, *job.between):
                 vm.chains[disk_id].remove(gone)
-            assert job.child_id is not None
-            self.storage.volume(disk_id, job.child_id).backing_id = job.base_id
+            carrier = job.top_id if job.pull else job.child_id
+            assert carrier is not None
+            self.storage.volume(disk_id, carrier).backing_id = job.below_id if job.pull else job.base_id
         self.news.append(("job", vm.spec["id"], disk_id, status, job.cur, job.end))
 
 

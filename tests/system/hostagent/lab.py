@@ -191,6 +191,52 @@ class Vm:
         self.agent.ask("start_commit", {**request, "bandwidth": bandwidth})
         return request
 
+    def up(self, base: int, disk: int = 0) -> dict[str, Any]:
+        """The request that pulls the volumes from `base` (an index) on up into the active one."""
+        volumes = self.volumes[disk]
+        return {
+            "vm_id": self.id,
+            "disk": self.disks[disk],
+            "base_id": volumes[base],
+            "top_id": volumes[-1],
+            "below_id": volumes[base - 1] if base else None,
+            "between": volumes[base + 1 : -1][::-1],
+            "claim": self.claim,
+        }
+
+    def pull(self, base: int, disk: int = 0, bandwidth: int = 0) -> dict[str, Any]:
+        request = self.up(base, disk)
+        self.agent.ask("start_pull", {**request, "bandwidth": bandwidth})
+        return request
+
+    def wait_pulled(self, request: dict[str, Any]) -> dict[str, Any]:
+        facts: dict[str, Any] = {}
+
+        def look() -> bool:
+            facts.update(self.look())
+            assert facts["qemu"]["state"] != "absent", self.last_words()
+            return facts["qemu"]["job"] is None and request["base_id"] not in facts["qemu"]["chain"]
+
+        wait.until("the pull", look, 60)
+        return facts
+
+    def last_words(self) -> str:
+        """Of its QEMU, as libvirt kept them."""
+        return (self.agent.host.folder / "qemu-log" / "qemu" / f"vm-{self.id}.log").read_text(errors="replace")[-1500:]
+
+    def finish_pull(self, request: dict[str, Any], disk: int = 0) -> None:
+        """record and discard."""
+        self.agent.ask("record_pull", {key: value for key, value in request.items() if key != "bandwidth"})
+        gone = [*request["between"], request["base_id"]]
+        volume = {"vm_id": self.id, "disk": request["disk"], "volume_id": gone[0], "claim": self.claim}
+        self.agent.ask("discard_volume", {**volume, "below": gone[1:]})
+        for one in gone:
+            self.volumes[disk].remove(one)
+
+    def cancel_pull(self, request: dict[str, Any]) -> None:
+        keys = ("vm_id", "disk", "base_id", "top_id", "claim")
+        self.agent.ask("cancel_job", {**{key: request[key] for key in keys}, "pull": True})
+
     def cancel(self, request: dict[str, Any]) -> None:
         """End the job of this merge."""
         keys = ("vm_id", "disk", "base_id", "top_id", "child_id", "claim")

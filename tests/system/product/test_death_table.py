@@ -26,6 +26,8 @@ MORE = [
     ("take", "snapshot.switch.before_ask", "qemu"),
     ("drop disk", "image.delete.renamed", "agent"),
     ("many", MOMENT, "host"),
+    ("pull", "volume.pull.after_mark", "qemu"),
+    ("pull", "record.after_flush", "host"),
 ]
 ALL = [*((cell, []) for cell in CELLS), *((cell, [pytest.mark.chaos]) for cell in MORE)]
 

@@ -6,19 +6,22 @@ from pathlib import Path
 
 import pytest
 
+from contracts import errors
 from services.hostagent import blockgraph, domainxml, livexml, views
 from services.hostagent.process import Process
+from services.hostagent.views import Ends
 
 RECORDED = Path(__file__).parent / "recorded"
 DISK = "dddddddd-0000-4000-8000-000000000001"
-V1, V2, V3 = (f"cccccccc-0000-4000-8000-00000000000{i}" for i in (1, 2, 3))
+V1, V2, V3, V4 = (f"cccccccc-0000-4000-8000-00000000000{i}" for i in (1, 2, 3, 4))
 
 
 def blocks(phase: str) -> blockgraph.Blocks:
     told = json.loads((RECORDED / f"{phase}.graph.json").read_text())
+    named = {node["node-name"]: node["file"] for node in told["query-named-block-nodes"]}
     return blockgraph.read(
         told["x-debug-query-block-graph"],
-        told["query-named-block-nodes"],
+        named,
         told["query-block-jobs"],
         told["query-jobs"],
     )
@@ -48,6 +51,7 @@ def qemu_view(phase: str) -> views.Qemu:
         layers=layers,
         ids=tuple(names(tuple(layer.path for layer in layers))),
         job=blocks(phase).job(layers),
+        blocks=blocks(phase),
     )
 
 
@@ -72,10 +76,10 @@ def test_qemu_and_libvirt_show_the_same_chain_in_every_phase(phase: str, expecte
 def test_a_job_has_the_ends_that_qemu_gives_it(phase: str, top: str, base: str, ready: bool) -> None:
     view = qemu_view(phase)
     child = V3 if top == V2 else None
-    assert view.works_on((base, top, child))
-    assert not view.works_on((top, base, child))
-    assert not view.works_on((base, top, V3 if child is None else None))
-    assert not libvirt_view(phase).denies((base, top, child))
+    assert view.works_on(Ends(base, top, child))
+    assert not view.works_on(Ends(top, base, child))
+    assert not view.works_on(Ends(base, top, V3 if child is None else None))
+    assert not libvirt_view(phase).denies(Ends(base, top, child))
     assert view.job is not None
     assert view.job.ready is ready
 
@@ -85,17 +89,40 @@ def test_an_active_commit_of_a_range_has_its_source_for_top() -> None:
     merge of one layer."""
     view = qemu_view("range")
     assert view.ids == (V3, V2, V1)
-    assert view.works_on((V1, V3, None))
-    for ends in ((V1, V2, V3), (V2, V3, None), (V1, V2, None)):
+    assert view.works_on(Ends(V1, V3, None))
+    for ends in (Ends(V1, V2, V3), Ends(V2, V3), Ends(V1, V2)):
         assert not view.works_on(ends)
+
+
+def test_a_pull_names_what_goes_and_what_stays() -> None:
+    """V2 and V3 go up into V4, which stands on V1 then. The graph names the nodes that go, not the one below them."""
+    view = qemu_view("pull")
+    assert view.ids == (V4, V3, V2, V1)
+    assert view.works_on(Ends(V2, V4, pull=True))
+    for ends in (Ends(V2, V4), Ends(V3, V4, pull=True), Ends(V1, V4, pull=True), Ends(V2, V3, pull=True)):
+        assert not view.works_on(ends)
+    assert view.job is not None
+    assert not view.job.active
+    assert views.difference(view, libvirt_view("pull")) is None
+    assert not libvirt_view("pull").denies(Ends(V2, V4, pull=True))
+    told = views.qemu_facts(view)["job"]
+    assert (told["type"], told["base_id"], told["top_id"], told["child_id"]) == ("pull", V2, V4, None)
+
+
+def test_the_xml_or_the_job_of_a_commit_denies_a_pull() -> None:
+    assert libvirt_view("ready").denies(Ends(V1, V3, pull=True))
+    assert dataclasses.replace(libvirt_view("idle"), job={"type": 2}).denies(Ends(V1, V3, pull=True))
+    pulling = dataclasses.replace(libvirt_view("idle"), job={"type": views.PULL})
+    assert not pulling.denies(Ends(V1, V3, pull=True))
+    assert pulling.denies(Ends(V1, V2, V3))
 
 
 def test_the_xml_of_an_active_job_denies_an_internal_one_and_another_base() -> None:
     seen = libvirt_view("ready")
-    assert seen.denies((V1, V2, V3))
-    assert seen.denies((V1, V3, None))
-    assert not libvirt_view("idle").denies((V1, V2, V3))
-    assert dataclasses.replace(libvirt_view("idle"), job={"type": views.ACTIVE_COMMIT}).denies((V1, V2, V3))
+    assert seen.denies(Ends(V1, V2, V3))
+    assert seen.denies(Ends(V1, V3, None))
+    assert not libvirt_view("idle").denies(Ends(V1, V2, V3))
+    assert dataclasses.replace(libvirt_view("idle"), job={"type": views.ACTIVE_COMMIT}).denies(Ends(V1, V2, V3))
 
 
 @pytest.mark.parametrize(
@@ -156,3 +183,15 @@ def test_facts_carry_what_the_promise_names() -> None:
     told = views.qemu_facts(qemu_view("ready"))
     assert told["chain"] == [V3, V2, V1]
     assert (told["job"]["top_id"], told["job"]["base_id"], told["job"]["status"]) == (V3, V2, "ready")
+
+
+def test_nothing_is_begun_beside_a_pull_and_a_pull_beside_nothing() -> None:
+    elsewhere = dataclasses.replace(qemu_view("pull"), job=None)
+    with pytest.raises(errors.DiskBusy, match="pull-vda"):
+        elsewhere.refuse_beside(DISK)
+    committing = dataclasses.replace(qemu_view("internal"), job=None)
+    committing.refuse_beside(DISK)
+    with pytest.raises(errors.DiskBusy):
+        committing.refuse_beside(DISK, pull=True)
+    qemu_view("pull").refuse_beside(DISK, pull=True)  # its own job is another matter
+    qemu_view("idle").refuse_beside(DISK, pull=True)

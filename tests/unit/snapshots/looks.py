@@ -8,8 +8,8 @@ from __future__ import annotations
 import dataclasses
 from typing import Any
 
-from services.snapshots.chain import MergePlan
 from services.snapshots.facts import DiskFacts, Job, Libvirt, Qemu, Storage, Volume
+from services.snapshots.plan import MergePlan
 
 GIB = 2**30
 CHAIN = ("v1", "v2", "v3")
@@ -18,7 +18,7 @@ ACTIVE = MergePlan("vm", "disk", "v2", "v3", None, copy=GIB, needs=GIB)
 
 
 def volume(volume_id: str, parent: str | None, **other: Any) -> Volume:
-    bare = Volume(volume_id, parent, parent, "cow", 10 * GIB, GIB, "legal", "internal")
+    bare = Volume(volume_id, parent, parent, "cow", 10 * GIB, GIB, "legal", "internal", pulls=True)
     return dataclasses.replace(bare, **other)
 
 

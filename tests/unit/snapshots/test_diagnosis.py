@@ -261,6 +261,15 @@ def test_without_a_qemu_a_merge_that_was_not_recorded_is_put_back() -> None:
     assert found.plan.changes == ("Storage: the header of volume v3 names v2 again.",)
 
 
+def test_without_a_qemu_a_pull_that_was_not_recorded_is_put_back() -> None:
+    rows = [volume("v1", None), volume("v2", "v1"), volume("v3", "v2", backing_id=None)]
+    found = diagnose(books(), look(volumes=rows, gone=True))
+    assert codes(found) == ["not_recorded"]
+    assert "stands on nothing" in found.differences[0].message
+    assert found.plan is not None
+    assert found.plan.changes == ("Storage: the header of volume v3 names v2 again.",)
+
+
 @pytest.mark.parametrize("illegal", [("v2",), ()])
 def test_one_whose_top_is_marked_or_gone_is_not(illegal: tuple[str, ...]) -> None:
     rows = [volume("v1", None), volume("v2", "v1"), volume("v3", "v2", backing_id="v1")]

@@ -10,6 +10,7 @@ from contracts import errors
 from services.snapshots import chain
 from services.snapshots.chain import GAP, Do
 from services.snapshots.facts import DiskFacts, Volume
+from services.snapshots.plan import MergePlan
 from tests.unit.snapshots.looks import ACTIVE, GIB, INTERNAL, job, look, volume
 
 LEFT: dict[str, Any] = {"headers": {"v3": "v1"}, "qemu": ["v3", "v1"]}
@@ -61,6 +62,7 @@ def test_an_internal_commit(facts: DiskFacts, started: bool, do: Do) -> None:
     assert chain.commit(INTERNAL, facts, started).do is do
 
 
+PULLED_ROWS = [volume("v1", None), volume("v2", "v1", legality="illegal"), volume("v3", "v1")]
 COMMIT_ACTIVE = {
     "nothing runs: ask": (look(), False, Do.ASK),
     "cur == end == 0 right after the start is not ready": (look(job=job(ACTIVE, 0, 0)), True, Do.WAIT),
@@ -105,6 +107,63 @@ def test_an_active_commit(facts: DiskFacts, started: bool, do: Do) -> None:
     assert chain.commit(ACTIVE, facts, started).do is do
 
 
+PULL = MergePlan("vm", "disk", "v2", "v3", None, copy=GIB, needs=GIB, pull=True, below_id="v1")
+PULLED: dict[str, Any] = {"qemu": ["v3", "v1"], "headers": {"v3": "v1"}}
+COMMIT_PULL = {
+    "nothing runs: ask": (look(), False, Do.ASK),
+    "it runs": (look(job=job(PULL, 5, type="pull")), True, Do.WAIT),
+    "a job of ours is adopted": (look(job=job(PULL, 5, type="pull")), False, Do.WAIT),
+    "a commit of the same two": (look(job=job(PULL, 5)), True, Do.GIVE_UP),
+    "a pull of another one": (look(job=job(PULL, 5, type="pull", base_id="v1")), True, Do.GIVE_UP),
+    "QEMU left base: ask once more, for the record": (look(**PULLED), True, Do.ASK),
+    "QEMU left base, the header does not say so": (look(qemu=["v3", "v1"]), False, Do.UNKNOWN),
+    "the record was begun": (look(**PULLED, illegal=("v2",)), True, Do.GO_ON),
+    "recorded": (look(qemu=["v3", "v1"], volumes=PULLED_ROWS), True, Do.GO_ON),
+    "recorded, libvirt's XML is late": (
+        look(qemu=["v3", "v1"], volumes=PULLED_ROWS, libvirt=["v3", "v2", "v1"]),
+        True,
+        Do.UNKNOWN,
+    ),
+    "the job vanished": (look(), True, Do.GIVE_UP),
+    "the VM stopped: ask, to go on offline": (look(gone=True), True, Do.ASK),
+    "the VM stopped and only the header says so": (look(gone=True, headers={"v3": "v1"}), True, Do.ASK),
+    "the VM stopped after the record was begun": (
+        look(gone=True, headers={"v3": "v1"}, illegal=("v2",)),
+        True,
+        Do.GO_ON,
+    ),
+    "libvirt lost the VM": (look(**PULLED, unsure="libvirt does not know the domain"), True, Do.UNKNOWN),
+}
+
+
+@pytest.mark.parametrize(("facts", "started", "do"), COMMIT_PULL.values(), ids=COMMIT_PULL)
+def test_a_pull(facts: DiskFacts, started: bool, do: Do) -> None:
+    assert chain.commit(PULL, facts, started).do is do
+    assert chain.pivot(PULL, facts).do is Do.GO_ON
+
+
+def test_a_pull_of_the_bottom_leaves_a_volume_that_stands_on_nothing() -> None:
+    plan = MergePlan("vm", "disk", "v1", "v3", None, between=("v2",), pull=True)
+    assert chain.commit(plan, look(qemu=["v3"], headers={"v3": None}), started=True).do is Do.ASK
+    done = look(qemu=["v3"], volumes=[volume("v3", None)])
+    assert chain.commit(plan, done, started=True).do is Do.GO_ON
+    assert chain.recorded(plan, done).do is Do.GO_ON
+
+
+RECORDED_PULL = {
+    "done": (look(qemu=["v3", "v1"], volumes=PULLED_ROWS), Do.GO_ON),
+    "base is gone already": (look(qemu=["v3", "v1"], volumes=PULLED_ROWS, without=("v2",)), Do.GO_ON),
+    "base is not marked": (look(**PULLED), Do.UNKNOWN),
+    "top's record is missing": (look(**PULLED, illegal=("v2",)), Do.UNKNOWN),
+    "another leaf": (look(qemu=["v3", "v1"], volumes=PULLED_ROWS, leaf="v1"), Do.UNKNOWN),
+}
+
+
+@pytest.mark.parametrize(("facts", "do"), RECORDED_PULL.values(), ids=RECORDED_PULL)
+def test_the_record_of_a_pull_is_verified(facts: DiskFacts, do: Do) -> None:
+    assert chain.recorded(PULL, facts).do is do
+
+
 PIVOT = {
     "ready: ask": (look(job=job(ACTIVE, GIB, ready=True), mirror=True, mirror_ready=True), Do.ASK),
     "the mirror vanished": (look(), Do.GIVE_UP),
@@ -138,6 +197,10 @@ def test_an_internal_merge_has_no_pivot() -> None:
 
 
 MOVED = {
+    "pull: only the header says so": (PULL, look(**PULLED), False),
+    "pull: only the header says so, and QEMU is dead": (PULL, look(gone=True, headers={"v3": "v1"}), False),
+    "pull: its record was begun": (PULL, look(**PULLED, illegal=("v2",)), True),
+    "pull: QEMU still reads base": (PULL, look(headers={"v3": "v1"}, illegal=("v2",)), False),
     "internal: the agent recorded it": (INTERNAL, look(**MERGED), True),
     "internal: only the header says so": (INTERNAL, look(**LEFT), False),
     "internal: only the header says so, and QEMU is dead": (INTERNAL, look(gone=True, headers={"v3": "v1"}), False),
@@ -153,7 +216,7 @@ MOVED = {
 
 
 @pytest.mark.parametrize(("plan", "facts", "moved"), MOVED.values(), ids=MOVED)
-def test_the_way_back_is_closed_once_the_image_moved(plan: chain.MergePlan, facts: DiskFacts, moved: bool) -> None:
+def test_the_way_back_is_closed_once_the_image_moved(plan: MergePlan, facts: DiskFacts, moved: bool) -> None:
     assert chain.merged(plan, facts) is moved
 
 
@@ -178,7 +241,7 @@ RECORD = {
 
 
 @pytest.mark.parametrize(("plan", "facts", "do"), RECORD.values(), ids=RECORD)
-def test_what_was_recorded_is_verified(plan: chain.MergePlan, facts: DiskFacts, do: Do) -> None:
+def test_what_was_recorded_is_verified(plan: MergePlan, facts: DiskFacts, do: Do) -> None:
     assert chain.recorded(plan, facts).do is do
 
 
@@ -189,8 +252,8 @@ def test_a_verdict_says_why() -> None:
 
 
 def test_bytes_that_came_back_are_never_negative() -> None:
-    assert chain.returned(before=3, base_now=2) == 1
-    assert chain.returned(before=3, base_now=5) == 0
+    assert chain.returned(before=3, now=2) == 1
+    assert chain.returned(before=3, now=5) == 0
 
 
 WHOLE = {

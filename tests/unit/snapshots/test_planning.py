@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from contracts import errors
 from services.snapshots import planning
-from services.snapshots.chain import MergePlan
 from services.snapshots.facts import DiskFacts
+from services.snapshots.plan import MergePlan
 from services.snapshots.planning import Planned, Seen, Wanted
 from tests.unit.snapshots.looks import GIB, look, volume
 

@@ -10,10 +10,11 @@ from contracts import errors
 from services.snapshots import chain, create, facts, leaves
 from services.snapshots.facts import DiskFacts
 from services.snapshots.leaves import Left
+from services.snapshots.plan import MergePlan
 from tests.unit.snapshots.looks import ACTIVE, CHAIN, GIB, INTERNAL, job, look, volume
 
 
-def plan(base_id: str, facts: DiskFacts) -> chain.MergePlan:
+def plan(base_id: str, facts: DiskFacts) -> MergePlan:
     return chain.plan_merge("vm", CHAIN, [base_id], facts)
 
 

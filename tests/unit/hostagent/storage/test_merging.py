@@ -38,6 +38,13 @@ UNRECORDED = {
         {},
     ),
     "the header names another image": ([vol("a", None), vol("b", "a"), vol("c", "b", "a", elsewhere=True)], {}),
+    "a pull to the end of the chain": ([vol("a", None), vol("b", "a"), vol("c", "b", None)], {"c": "b"}),
+    "a pull of the bottom": ([vol("a", None), vol("b", "a", None)], {"b": "a"}),
+    "a pull of which the lowest was marked": (
+        [vol("a", None, legality="illegal"), vol("b", "a"), vol("c", "b", None)],
+        {},
+    ),
+    "a raw volume stands on nothing": ([vol("a", None), vol("b", "a", None, format="raw")], {}),
     "a circle": ([vol("a", "b"), vol("b", "a"), vol("c", "b", "x")], {}),
 }
 

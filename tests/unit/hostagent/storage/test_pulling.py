@@ -1,0 +1,169 @@
+"""A pull is recorded only when the tables of what stays hold all that goes; without a record it is undone."""
+
+from __future__ import annotations
+
+import pytest
+
+from contracts import errors
+from services.hostagent import held
+from tests.unit.hostagent.storage.room import run
+
+MIB = 2**20
+
+
+def written(disk, volume, at="0", size="1M", pattern=7):
+    run("qemu-io", "-c", f"write -P {pattern} {at} {size}", str(disk.folder / volume))
+
+
+def stood_on(disk, volume, ground):
+    """What QEMU writes at the end of a pull: another header, and not the tables."""
+    name = ("-b", ground, "-F", "qcow2") if ground else ("-b", "")
+    run("qemu-img", "rebase", "-u", "-f", "qcow2", *name, str(disk.folder / volume))
+
+
+def pulled(disk, volume, ground):
+    """The whole of a pull."""
+    name = ("-b", ground, "-F", "qcow2") if ground else ("-b", "")
+    run("qemu-img", "rebase", "-f", "qcow2", *name, str(disk.folder / volume))
+
+
+def record(disk, base, top, ground, between=(), concluded=True):  # noqa: PLR0917 - a pull has as many ends
+    disk.storage.record_pull(disk.domain, disk.image, base, top, ground, between=between, concluded=concluded)
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_a_pull_is_recorded_when_top_holds_all(disk, below):
+    v1, v2, v3, v4 = disk.chain("v1", "v2", "v3", "v4")
+    for at, volume in enumerate((v1, v2, v3)):
+        written(disk, volume, f"{at}M", pattern=at + 1)
+    base, between, ground = (v2, [v3], v1) if below else (v1, [v3, v2], None)
+    pulled(disk, v4, ground)
+    record(disk, base, v4, ground, between)
+    assert disk.facts(v4)["parent_id"] == disk.facts(v4)["backing_id"] == ground
+    assert {disk.facts(one)["legality"] for one in (base, *between)} == {"illegal"}
+    assert disk.storage.volumes(disk.domain, disk.image)["leaf"] == v4
+    record(disk, base, v4, ground, between, concluded=False)  # again
+    disk.storage.discard(disk.domain, disk.image, v3, [*between[1:], base])
+    for at in range(3):
+        run("qemu-io", "-r", "-c", f"read -P {at + 1} {at}M 1M", str(disk.folder / v4))
+
+
+@pytest.mark.parametrize("below", [True, False])
+def test_a_header_alone_is_no_pull(disk, below):
+    v1, v2, v3 = disk.chain("v1", "v2", "v3")
+    base, ground = (v2, v1) if below else (v1, None)
+    written(disk, base)
+    stood_on(disk, v3, ground)
+    with pytest.raises(errors.StorageFailed, match=f"bytes 0 to {MIB}, which .*{base} holds"):
+        record(disk, base, v3, ground, [] if below else [v2])
+    with pytest.raises(errors.JobFailed, match="not recorded"):
+        record(disk, base, v3, ground, concluded=False)
+    assert {disk.facts(one)["legality"] for one in (v1, v2, v3)} == {"legal"}
+    assert disk.storage.put_back(disk.domain, disk.image) == {v3: v2}
+    run("qemu-io", "-r", "-c", "read -P 7 0 1M", str(disk.folder / v3))
+    with pytest.raises(errors.ChainDiffers, match="the pull is not done"):
+        record(disk, base, v3, ground)
+
+
+@pytest.mark.parametrize("point", ["volume.pull.after_mark", "volume.pull.after_top"])
+def test_a_record_that_died_is_finished_without_a_qemu(disk, die_at, point):
+    v1, v2, v3, v4 = disk.chain("v1", "v2", "v3", "v4")
+    pulled(disk, v4, v1)
+    ends = {"base": v2, "top": v4, "ground": v1, "between": [v3], "concluded": True}
+    die_at(point, "record_pull", domain=disk.domain, image=disk.image, **ends)
+    assert disk.storage.volumes(disk.domain, disk.image)["leaf"] == v4  # at any moment
+    assert disk.storage.put_back(disk.domain, disk.image) == {}
+    record(disk, v2, v4, v1, [v3], concluded=False)
+    assert disk.facts(v4)["parent_id"] == v1
+    assert {disk.facts(one)["legality"] for one in (v2, v3)} == {"illegal"}
+
+
+def test_a_repair_takes_no_header_for_a_pull_either(disk):
+    """Somebody pulled by hand, and QEMU lives: its chain is the truth, but what went is dropped only with the proof."""
+    v1, v2, v3 = disk.chain("v1", "v2", "v3")
+    written(disk, v2)
+    stood_on(disk, v3, v1)
+    with pytest.raises(errors.StorageFailed, match="are not in its tables"):
+        disk.storage.record_chain(disk.domain, disk.image, [v3, v1], [v2], True)
+    assert disk.facts(v2)["legality"] == "legal"
+    written(disk, v3, size="4M")
+    disk.storage.record_chain(disk.domain, disk.image, [v3, v1], [v2], True)
+    assert (disk.facts(v2)["legality"], disk.facts(v3)["parent_id"]) == ("illegal", v1)
+
+
+def test_what_was_not_recorded_is_not_deleted(disk):
+    v1, v2, v3 = disk.chain("v1", "v2", "v3")
+    stood_on(disk, v3, v1)
+    with pytest.raises(errors.VolumeInUse, match="not marked illegal"):
+        disk.discard(v2)
+
+
+# -- the proof --------------------------------------------------------------------------------------------
+
+
+def qcow2(folder, name, *words, size="64M"):
+    run("qemu-img", "create", "-q", "-f", "qcow2", *words, str(folder / name), size)
+    return folder / name
+
+
+def missing(upper, lower):
+    return held.missing(str(upper), str(lower), "d")
+
+
+KINDS = {
+    "plain": (),
+    "small clusters": ("-o", "cluster_size=4k"),
+    "large clusters": ("-o", "cluster_size=2M"),
+    "parts of clusters": ("-o", "extended_l2=on,cluster_size=128k"),
+    "version 2": ("-o", "compat=0.10"),
+}
+
+
+@pytest.mark.parametrize("lower", KINDS)
+@pytest.mark.parametrize("upper", KINDS)
+def test_one_file_holds_all_of_another_or_lacks_some_part(tmp_path, upper, lower):
+    below, above = qcow2(tmp_path, "b", *KINDS[lower]), qcow2(tmp_path, "a", *KINDS[upper])
+    assert missing(above, below) is None
+    run("qemu-io", "-c", "write 0 2M", "-c", "write 40M 2M", str(below))
+    gap = missing(above, below)
+    assert gap is not None
+    assert gap[0] == 0
+    run("qemu-io", "-c", "write 0 8M", "-c", "write 40M 1M", str(above))
+    gap = missing(above, below)
+    assert gap is not None or KINDS[upper] == KINDS["large clusters"]
+    if gap is not None:
+        assert gap[0] == 41 * MIB
+    run("qemu-io", "-c", "write 41M 1M", str(above))
+    assert missing(above, below) is None
+
+
+def test_zeros_are_held_as_well(tmp_path):
+    below, above = qcow2(tmp_path, "b"), qcow2(tmp_path, "a")
+    run("qemu-io", "-c", "write -z 1M 1M", str(below))
+    assert missing(above, below) == (MIB, 2 * MIB)
+    run("qemu-io", "-c", "write -z 0 4M", str(above))
+    assert missing(above, below) is None
+
+
+@pytest.mark.parametrize("backed", [True, False])
+def test_what_a_guest_trimmed_is_held_still(tmp_path, backed):
+    """Of version 3: with a backing file or without, a trimmed block reads as zeros, and not as what lies below."""
+    below = qcow2(tmp_path, "b")
+    above = qcow2(tmp_path, "a", *(("-b", str(below), "-F", "qcow2") if backed else ()))
+    run("qemu-io", "-c", "write 0 4M", str(below))
+    run("qemu-io", "-d", "unmap", "-c", "write 0 4M", "-c", "discard 1M 2M", str(above))
+    assert missing(above, below) is None
+
+
+def test_what_lies_behind_the_end_of_the_upper_one_does_not_count(tmp_path):
+    below, above = qcow2(tmp_path, "b", size="2G"), qcow2(tmp_path, "a", size="1G")
+    run("qemu-io", "-c", "write 1500M 1M", str(below))
+    assert missing(above, below) is None
+    assert missing(below, above) is None
+
+
+def test_a_file_that_is_no_qcow2_proves_nothing(tmp_path):
+    raw = tmp_path / "raw"
+    raw.write_bytes(b"x" * MIB)
+    with pytest.raises(errors.ChainBroken, match="is no qcow2 file"):
+        missing(qcow2(tmp_path, "a"), raw)
