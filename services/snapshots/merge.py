@@ -221,6 +221,8 @@ class Merge:
             store_jobs.shut_gate(session)
         if new == DONE:
             end = max(store_jobs.job(session, row.id).end, merge.bytes_merged)
+            store_jobs.change_merge(session, row.id, bytes_merged=end)  # the last look may have been before its end
+            merge = store_jobs.merge(session, row.id)
             more = {"result": _result(merge), "cur": end, "end": end, "rate": 0}
         jobs.moved(session, row, self.desk.now(), **more)
         if new in (DONE, UNDONE):
@@ -276,6 +278,9 @@ def ask_offline(desk: Desk, flow: Flow, row: MergeRow) -> None:
         request = {**_merge_ask(flow, row), "bandwidth": row.bandwidth, "lease": lease}
         with counted(flow):
             desk.peers.ask(row.host_id, hostagent.merge_offline, request)
+    with flow.write() as session:  # a short one has ended before it is looked at
+        cur, end = store_jobs.merge(session, flow.id).bytes_merged, row.plan.copy
+        jobs.progress(session, flow.id, desk.now(), cur=min(cur, end), end=end, rate=None, offline=True)
 
 
 def turned_down(desk: Desk, flow: Flow, row: MergeRow, facts: DiskFacts) -> MergeRow:

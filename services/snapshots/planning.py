@@ -86,7 +86,8 @@ def plan_chain(seen: Seen, wanted: Sequence[Wanted]) -> tuple[list[Planned], lis
     plans: list[MergePlan] = []
     problems: dict[str, errors.Problem] = {}
     for run in ranges.ranges(seen.chain, by_volume, kept):
-        fitting, size = ranges.cut(seen.chain, run, names)
+        # live, libvirt puts names together; offline a plain one is written, however long those before were
+        fitting, size = ranges.cut(seen.chain, run, names) if seen.facts.qemu.alive else (run, 0)
         problems |= {volume_id: errors.BackingTooLong(bytes=size) for volume_id in run[len(fitting) :]}
         try:
             plans += [_plan(seen, fitting)] if fitting else []

@@ -24,9 +24,13 @@ def _down(site: Site, host: FakeAgent, count: int = 2) -> tuple[str, list[str]]:
 def test_each_snapshot_of_a_vm_that_is_down_can_go(site: Site, host: FakeAgent) -> None:
     """Internal, then leaf."""
     vm, taken = _down(site, host)
+    for volume in site.volumes(site.disk_ids(vm)[0]).values():
+        volume.actual_size = 3 * MIB
     for snapshot in taken:
         job = site.end_of(site.remove(snapshot, bandwidth=5 * MIB))
         assert job["state"] == "done", job
+        (merge,) = site.merges(job["id"])
+        assert merge["bytes_merged"] == job["result"]["bytes_merged"] >= 3 * MIB
         assert site.agrees(host, vm)
     asks = host.asked("merge_offline")
     assert {ask["lease"]["domain"]["id"] for ask in asks} == {site.domain["id"]}

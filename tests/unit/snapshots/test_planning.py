@@ -100,6 +100,9 @@ def test_names_that_would_grow_too_long_are_refused_where_they_do() -> None:
     assert len(planned[0].plan.removed) == 21
     assert {code for _, code in refused} == {"backing_too_long"}
     assert len(refused) == 9
+    down = dataclasses.replace(facts, qemu=dataclasses.replace(facts.qemu, state="absent", chain=(), paths=()))
+    planned, refused = plan((ids, down), *ids[:30])
+    assert (len(planned[0].plan.removed), refused) == (30, [])
 
 
 def test_what_is_refused_takes_the_rest_of_its_snapshot_along() -> None:
