@@ -23,7 +23,10 @@ BASE_MIB, TOP_GIB = 100, 4
 
 
 def run() -> Iterator[Line]:
-    with memory.disk(merge.MEMORY_GIB) as folder, Stack(folder=folder / "stack") as stack:
+    with (
+        memory.disk(merge.MEMORY_GIB) as folder,
+        Stack(folder=folder / "stack", settings={"DRYSTONE_PULLS": "true"}) as stack,
+    ):
         world, number = World.of(stack), iter(range(100))
         plain_folder = stack.folder / "plain"
         plain_folder.mkdir()

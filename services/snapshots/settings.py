@@ -30,6 +30,11 @@ class SnapshotsSettings(FrameSettings):
         "a copy that has not come nearer to its end for so long is said to be behind what its guest writes",
         check=between(1, 86400),
     )
+    pulls: bool = setting(
+        False,
+        "pull layers up where that copies far less than a commit; a QEMU like 7.2 can end by itself where somebody "
+        "else asks libvirt for block statistics at the moment at which a pull ends, so this is for hosts where nothing does",
+    )
     pull_ratio: float = setting(
         4.0,
         "layers are pulled up into the active one where committing would copy so many times as much: with less between "
@@ -60,7 +65,7 @@ class SnapshotsSettings(FrameSettings):
 
     def policy(self) -> Policy:
         """When to pull instead of committing."""
-        return Policy(self.pull_ratio, self.pull_saves)
+        return Policy(self.pull_ratio, self.pull_saves, self.pulls)
 
     def reserve(self, total: int | None) -> int:
         """Bytes to leave free on a domain of this size (None: size unknown)."""

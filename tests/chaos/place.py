@@ -25,7 +25,7 @@ from tests.chaos.keeper import Keeper
 GUEST = {"ring_mib": 4, "rate_kib": 256, "batch": 8}
 SERVICES = ("inventory", "snapshots")
 # enough for a pull: more than these guests ever write, so that only volumes that were filled by hand are pulled into
-SETTINGS = {"DRYSTONE_PULL_SAVES": str(16 * 2**20)}
+SETTINGS = {"DRYSTONE_PULLS": "true", "DRYSTONE_PULL_SAVES": str(16 * 2**20)}
 PASSES = (500, 502, 503, 504)  # statuses after which the same request is made again
 CUT = "select pg_terminate_backend(pid) from pg_stat_activity where datname = '{}'"
 T = TypeVar("T")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import pathlib
+from collections.abc import Callable
 from typing import Any
 
 import pytest
@@ -31,6 +32,11 @@ def taken(site: Site, vm: str, count: int) -> list[str]:
 
 
 @pytest.fixture
+def running(start: Callable[..., Process]) -> Process:
+    return start(pulls=True)
+
+
+@pytest.fixture
 def vm(site: Site, host: FakeAgent, running: Process) -> str:
     return site.vm(host, disks=1)
 
@@ -43,7 +49,7 @@ def the_merge(site: Site, removal: dict[str, Any]) -> dict[str, Any]:
 def test_a_small_layer_is_pulled_and_the_leaf_stays(
     site: Site, host: FakeAgent, url: str, tmp_path: pathlib.Path
 ) -> None:
-    site.service(url, tmp_path)
+    site.service(url, tmp_path, pulls=True)
     vm = site.vm(host, disks=2)
     first, last = taken(site, vm, 2)
     before = [site.chain(disk) for disk in site.disk_ids(vm)]

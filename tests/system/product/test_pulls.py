@@ -16,7 +16,7 @@ from tests.system.product.test_deaths import qemu_killer
 pytestmark = pytest.mark.lab
 VmOf = Callable[..., Machine]
 MIB = 2**20
-SETTINGS = {"DRYSTONE_PULL_SAVES": str(32 * MIB)}
+SETTINGS = {"DRYSTONE_PULLS": "true", "DRYSTONE_PULL_SAVES": str(32 * MIB)}
 
 POINTS = [
     ("snapshots", "merge.commit.after_ask"),

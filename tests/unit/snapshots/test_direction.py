@@ -29,7 +29,7 @@ def seen(*sizes: int, **rows: Any) -> DiskFacts:
 
 def plan(facts: DiskFacts, *removed: str, **policy: Any) -> MergePlan:
     committed = chain.plan_merge("vm", IDS, removed, facts)
-    return direction.cheaper(committed, IDS, facts, Policy(**policy))
+    return direction.cheaper(committed, IDS, facts, Policy(on=True, **policy))
 
 
 def test_a_small_layer_under_a_large_active_one_is_pulled() -> None:
@@ -77,9 +77,19 @@ COMMITTED: dict[str, tuple[DiskFacts, str]] = {
 @pytest.mark.parametrize(("facts", "why"), COMMITTED.values(), ids=COMMITTED)
 def test_otherwise_it_is_committed_and_the_plan_says_why(facts: DiskFacts, why: str) -> None:
     bare = MergePlan("vm", "disk", "v2", "v3", None, copy=facts.storage.volumes["v3"].actual_size)
-    made = direction.cheaper(bare, IDS, facts, direction.RULE)
+    made = direction.cheaper(bare, IDS, facts, Policy(on=True))
     assert (made.kind, made.direction) == ("active", "commit")
     assert why in planning.why(made)
+
+
+def test_pulls_are_off_until_somebody_turns_them_on() -> None:
+    facts = seen(1, 1, 100, 4096)
+    bare = MergePlan("vm", "disk", "v2", "v3", None, copy=facts.storage.volumes["v3"].actual_size)
+    made = direction.cheaper(bare, IDS, facts, direction.RULE)
+    assert made.kind == "active"
+    assert "although pulling would copy 100.0 MiB, committing 4.0 GiB: pulls are off (DRYSTONE_PULLS)" in planning.why(
+        made
+    )
 
 
 def test_without_anything_below_no_name_is_written() -> None:
@@ -108,7 +118,7 @@ def test_the_rule_is_an_administrators() -> None:
 
 def test_a_chain_with_a_pull_needs_what_its_parts_need() -> None:
     facts = dataclasses.replace(seen(GIB // MIB, 3 * GIB // MIB, 100, 4096))
-    looked = planning.Seen("vm", "host", "domain", "/mnt", IDS, facts, 0, 0)
+    looked = planning.Seen("vm", "host", "domain", "/mnt", IDS, facts, 0, 0, Policy(on=True))
     wanted = [planning.Wanted(f"s-{id_}", "disk", "vm", id_, "") for id_ in ("v0", "v2")]
     planned, refused = planning.plan_chain(looked, wanted)
     assert refused == []
