@@ -16,11 +16,11 @@ from sqlalchemy.orm import Session
 from chassis import logs
 from chassis.steps import DONE, STUCK, UNDONE, Failed, Flow, FlowKind, FlowRow, GoOn, Look, Step, Unknown
 from contracts import errors, hostagent
-from contracts.promise import Rpc
 from services.snapshots import (
     chain,
     direction,
     jobs,
+    merge_asks,
     peers,
     removal,
     store,
@@ -65,7 +65,7 @@ class Merge:
     # -- plan: the plan is in the database, and S is not restorable any more ------------------------------
 
     def planned(self, flow: Flow) -> Look:
-        return _settled(self._row(flow).planned)
+        return _settled(row_of(self.desk, flow).planned)
 
     def plan(self, flow: Flow) -> None:
         row, facts = self._look(flow)
@@ -114,9 +114,10 @@ class Merge:
         if facts.qemu.state == "absent":
             ask_offline(self.desk, flow, turned_down(self.desk, flow, row, facts))
             return
+        request = {**merge_asks.merge(flow, row), "bandwidth": row.bandwidth}
         with counted(flow), peers.patient(peers.TURNED):
-            self.desk.peers.ask(row.host_id, _start(row), {**_merge_ask(flow, row), "bandwidth": row.bandwidth})
-        flow.save(started=True)
+            self.desk.peers.ask(row.host_id, merge_asks.start(row), request)
+        flow.save(started=True, offline=False)
 
     def cancel(self, flow: Flow) -> Look | None:
         """Undo: no job of ours runs and the image is where it was; or it has moved already, then only forward."""
@@ -125,7 +126,7 @@ class Merge:
         # asked without a job too: an ask of ours whose answer was lost may be about to begin one; a cancel ends that
         try:
             with peers.patient():
-                self.desk.peers.ask(row.host_id, hostagent.cancel_job, _cancel_ask(flow, row))
+                self.desk.peers.ask(row.host_id, hostagent.cancel_job, merge_asks.cancel(flow, row))
         except errors.ForeignJob:
             return None  # no job of ours runs, and none will begin: the agent refuses late asks before it looks
         row, facts = self._look(flow)  # whether it was in time, QEMU knows
@@ -138,7 +139,7 @@ class Merge:
     # -- pivot: QEMU writes to base, libvirt knows, and top is marked illegal; from here only forward -----
 
     def pivoted(self, flow: Flow) -> Look:
-        row = self._row(flow)
+        row = row_of(self.desk, flow)
         if not row.plan.active:
             return Look.SETTLED
         row, facts = self._look(flow)
@@ -158,7 +159,7 @@ class Merge:
             return
         try:
             with peers.patient(peers.TURNED):
-                told = self.desk.peers.ask(row.host_id, hostagent.pivot, _merge_ask(flow, row))
+                told = self.desk.peers.ask(row.host_id, hostagent.pivot, merge_asks.merge(flow, row))
         except errors.PivotFailed:
             refused = int(flow.data.get("refused") or 0) + 1
             flow.save(refused=refused)
@@ -177,13 +178,13 @@ class Merge:
     # -- record: the storage's metadata, then our database, agree with the chain as it is now -------------
 
     def recorded(self, flow: Flow) -> Look:
-        return _settled(self._row(flow).recorded)
+        return _settled(row_of(self.desk, flow).recorded)
 
     def record(self, flow: Flow) -> None:
-        row = self._row(flow)
+        row = row_of(self.desk, flow)
         record = hostagent.record_pull if row.pull else hostagent.record_merge
         with peers.patient():
-            self.desk.peers.ask(row.host_id, record, _merge_ask(flow, row))
+            self.desk.peers.ask(row.host_id, record, merge_asks.merge(flow, row))
         row, facts = self._look(flow)
         _look_of(row, chain.recorded(row.plan, facts))
         with flow.write() as session:
@@ -195,13 +196,13 @@ class Merge:
     # -- discard: what is not needed any more is gone -----------------------------------------------------
 
     def discarded(self, flow: Flow) -> Look:
-        return _settled(self._row(flow).discarded)
+        return _settled(row_of(self.desk, flow).discarded)
 
     def discard(self, flow: Flow) -> None:
         row, facts = self._look(flow)
         plan = row.plan
         doomed = {"volume_id": plan.dropped[0], "below": list(plan.dropped[1:])}
-        request = {"vm_id": row.vm_id, "disk": _ref(row), **doomed, "claim": peers.claim_of(flow)}
+        request = {"vm_id": row.vm_id, "disk": merge_asks.disk(row), **doomed, "claim": peers.claim_of(flow)}
         with peers.patient():
             self.desk.peers.ask(row.host_id, hostagent.discard_volume, request)
         gone = sum(facts.storage.size(volume_id) for volume_id in plan.dropped) or plan.copy
@@ -221,8 +222,8 @@ class Merge:
             store_jobs.shut_gate(session)
         if new == DONE:
             end = max(store_jobs.job(session, row.id).end, merge.bytes_merged)
-            store_jobs.change_merge(session, row.id, bytes_merged=end)  # the last look may have been before its end
-            merge = store_jobs.merge(session, row.id)
+            if row.data.get("offline"):  # the last look may have been before its end
+                merge = _all_merged(session, merge, end)
             more = {"result": _result(merge), "cur": end, "end": end, "rate": 0}
         jobs.moved(session, row, self.desk.now(), **more)
         if new in (DONE, UNDONE):
@@ -236,17 +237,18 @@ class Merge:
 
     # -- small parts --------------------------------------------------------------------------------------
 
-    def _row(self, flow: Flow) -> MergeRow:
-        with self.desk.db.read() as session:
-            return store_jobs.merge(session, flow.id)
-
     def _look(self, flow: Flow) -> tuple[MergeRow, DiskFacts]:
-        return look(self.desk, flow, self._row(flow))
+        return look(self.desk, flow, row_of(self.desk, flow))
 
     def _progress(self, flow: Flow, job: Job, *, force: bool) -> None:
         now, offline = self.desk.now(), job.type == "offline"
         with flow.write() as session:
             jobs.progress(session, flow.id, now, cur=job.cur, end=job.end, rate=None, force=force, offline=offline)
+
+
+def row_of(desk: Desk, flow: Flow) -> MergeRow:
+    with desk.db.read() as session:
+        return store_jobs.merge(session, flow.id)
 
 
 def look(desk: Desk, flow: Flow, row: MergeRow) -> tuple[MergeRow, DiskFacts]:
@@ -264,18 +266,17 @@ def look(desk: Desk, flow: Flow, row: MergeRow) -> tuple[MergeRow, DiskFacts]:
 
 def _look_at(desk: Desk, flow: Flow, row: MergeRow) -> DiskFacts:
     with peers.patient(peers.BLIND):
-        return desk.peers.look(row.host_id, row.vm_id, _ref(row), peers.claim_of(flow))
+        return desk.peers.look(row.host_id, row.vm_id, merge_asks.disk(row), peers.claim_of(flow))
 
 
 def ask_offline(desk: Desk, flow: Flow, row: MergeRow) -> None:
     """The VM is down. Its lease keeps it from being started meanwhile, on any host; not for longer than this takes."""
-    if flow.data.get("started"):  # a live job went with its QEMU: that is no failure
-        flow.save(started=False)
+    flow.save(started=False, offline=True)  # a live job went with its QEMU: that is no failure
     with peers.patient(peers.TURNED), _held(desk, flow):
         lease, wait = desk.peers.vm_lease(row.vm_id, row.host_id, "its snapshots are merged")
         if wait:
             raise errors.LeaseHeld(vm_id=row.vm_id, holder="nobody; a start was asked for, and goes first")
-        request = {**_merge_ask(flow, row), "bandwidth": row.bandwidth, "lease": lease}
+        request = {**merge_asks.merge(flow, row), "bandwidth": row.bandwidth, "lease": lease}
         with counted(flow):
             desk.peers.ask(row.host_id, hostagent.merge_offline, request)
     with flow.write() as session:  # a short one has ended before it is looked at
@@ -366,6 +367,11 @@ def keep_stall(session: Session, row: MergeRow, told: dict[str, Any]) -> None:
     store_jobs.change_merge(session, row.id, stall=stall)
 
 
+def _all_merged(session: Session, merge: MergeRow, end: int) -> MergeRow:
+    store_jobs.change_merge(session, merge.id, bytes_merged=end)
+    return dataclasses.replace(merge, bytes_merged=end)
+
+
 def _result(merge: MergeRow) -> dict[str, Any]:
     return {"bytes_merged": merge.bytes_merged, "bytes_returned": merge.bytes_returned, "stall": merge.stall}
 
@@ -389,28 +395,3 @@ def _look_of(row: MergeRow, verdict: Verdict) -> Look:
     if verdict.do is Do.UNKNOWN:
         raise Unknown(errors.VmUnsure(vm_id=row.vm_id, reason=verdict.why))
     return {Do.GO_ON: Look.SETTLED, Do.WAIT: Look.RUNNING}.get(verdict.do, Look.ASK)
-
-
-def _start(row: MergeRow) -> Rpc:
-    return hostagent.start_pull if row.pull else hostagent.start_commit
-
-
-def _ref(row: MergeRow) -> dict[str, Any]:
-    return peers.disk_ref(row.disk_id, row.domain_id, row.domain_path)
-
-
-def _merge_ask(flow: Flow, row: MergeRow) -> dict[str, Any]:
-    """contracts.hostagent.MergeAsk or PullAsk."""
-    third = {"below_id": row.below_id} if row.pull else {"child_id": row.child_id}
-    ends = {**_ends(row), **third, "between": row.between}
-    return {"vm_id": row.vm_id, "disk": _ref(row), **ends, "claim": peers.claim_of(flow)}
-
-
-def _cancel_ask(flow: Flow, row: MergeRow) -> dict[str, Any]:
-    """contracts.hostagent.CancelJob."""
-    ends = {**_ends(row), "child_id": row.child_id, "pull": row.pull}
-    return {"vm_id": row.vm_id, "disk": _ref(row), **ends, "claim": peers.claim_of(flow)}
-
-
-def _ends(row: MergeRow) -> dict[str, Any]:
-    return {"base_id": row.base_id, "top_id": row.top_id}

@@ -32,8 +32,8 @@ class SnapshotsSettings(FrameSettings):
     )
     pulls: bool = setting(
         False,
-        "pull layers up where that copies far less than a commit; a QEMU like 7.2 can end by itself where somebody "
-        "else asks libvirt for block statistics at the moment at which a pull ends, so this is for hosts where nothing does",
+        "pull layers up where that copies far less than a commit. QEMU 7.2 can end by itself where somebody asks "
+        "libvirt for block statistics at the moment at which a pull ends: for hosts on which nothing does",
     )
     pull_ratio: float = setting(
         4.0,

@@ -3,8 +3,8 @@
 import sqlalchemy as sa
 from alembic import op
 
-revision = "0006_pulls"
-down_revision = "0005_offline"
+revision = "0007_pulls"
+down_revision = "0006_seen"
 branch_labels = None
 depends_on = None
 
