@@ -1,4 +1,4 @@
-"""`python -m bench [rpc http idle merge pull …]` (make bench): all lines, or those named. Ends with 1 if one was MISSED."""
+"""`python -m bench [rpc http idle merge …]` (make bench): all lines, or those named. Ends with 1 if one was MISSED."""
 
 import importlib
 import sys

@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from bench import memory, merge
-from bench.lines import Line, in_turns
+from bench.lines import Line, Ratio, in_turns
 from deploy.stack import wait
 from deploy.stack.stack import Stack
 from deploy.world import World
@@ -31,7 +31,7 @@ def run() -> Iterator[Line]:
         plain_folder = stack.folder / "plain"
         plain_folder.mkdir()
         yield in_turns(
-            Line(f"removal of {BASE_MIB} MiB under {TOP_GIB} GiB, in memory", "s", wanted="<= 0.25"),
+            Line(f"removal of {BASE_MIB} MiB under {TOP_GIB} GiB, in memory", "s", wanted=Ratio(0.25)),
             lambda: _ours(world, f"pull-{next(number)}"),
             lambda: _virsh(world, plain_folder / f"commit-{next(number)}"),
             rounds=3,
