@@ -1,22 +1,26 @@
 """The scan of a whole domain before a commit and before a delete, on 10,000 volumes in chains of four.
 
 The plain thing is `qemu-img info` of each volume: 100 of them are asked in each round and the time is taken times a
-hundred. The second line is the same scan where opening a file takes a millisecond longer, as it does over NFS, beside
-that scan with a single reader.
+hundred. The second line is what a commit or a deletion waits for: the scan, who refers to its volume, and the way to
+the storage's child and back. The third is the scan where opening a file takes a millisecond longer, as it does over
+NFS, beside that scan with a single reader.
 """
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import os
 import subprocess
 import tempfile
 import time
 import uuid
+from collections.abc import Iterator
 from pathlib import Path
 
 from bench.lines import Line, Ratio, in_turns
 from services.hostagent import domain, files, layout, scan
+from services.hostagent.storage import Storage
 
 VOLUMES, DEPTH, ASKED, ROUNDS = 10_000, 4, 100, 3
 ROUND_TRIPS = 0.001  # seconds
@@ -32,7 +36,7 @@ def run() -> list[Line]:
         in_turns(scanned, lambda: _scan(place), lambda: _qemu_img([next(asked) for _ in range(ASKED)]), ROUNDS)
         slow = Line("the scan, 1 ms to open a file / one reader", "s", wanted=Ratio(0.2))
         in_turns(slow, lambda: _slow_scan(place, scan.READERS), lambda: _slow_scan(place, 1), 1)
-        return [scanned, slow]
+        return [scanned, _waited(place, asked), slow]
 
 
 def _scan(place: layout.Place) -> float:
@@ -40,6 +44,26 @@ def _scan(place: layout.Place) -> float:
     found = scan.survey(place)
     took = time.perf_counter() - begun
     assert len(found.volumes) == VOLUMES
+    return took
+
+
+def _waited(place: layout.Place, asked: Iterator[str]) -> Line:
+    line = Line("who refers to a volume of 10,000 / qemu-img info", "s", wanted=Ratio(0.1))
+    with contextlib.closing(Storage(60.0)) as storage:
+        return in_turns(
+            line,
+            lambda: _referrers(storage, place, next(asked)),
+            lambda: _qemu_img([next(asked) for _ in range(ASKED)]),
+            ROUNDS,
+        )
+
+
+def _referrers(storage: Storage, place: layout.Place, path: str) -> float:
+    image, volume = Path(path).parts[-2:]
+    begun = time.perf_counter()
+    by = storage.referrers({"id": place.id, "path": place.path}, image, [volume])
+    took = time.perf_counter() - begun
+    assert set(by) == {volume}, by
     return took
 
 
