@@ -4,6 +4,7 @@ Real pids (those of the machine) are used everywhere outside; files written insi
 `Room.outside` translates.
 """
 
+import contextlib
 import json
 import os
 import signal
@@ -100,7 +101,8 @@ class Room:
         if self._outer is None:
             return
         if self.alive():
-            os.kill(self.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):  # somebody else ends it too
+                os.kill(self.pid, signal.SIGKILL)
         for door in self._doors:
             door.wait(30)
         self._outer.wait(30)
