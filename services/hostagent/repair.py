@@ -26,6 +26,7 @@ COMMAND_SECONDS = 40.0
 GATE_SECONDS = 35.0
 FORGET_SECONDS = 300.0  # tries are counted within this time
 JOB_SECONDS = 5.0
+STARTS, START_SECONDS = 3, 10.0  # of libvirtd, and for each to answer
 
 _log = logs.get("repair")
 
@@ -76,16 +77,24 @@ class Repair:
 
     def _restart_around(self, vm_id: str) -> None:
         self._journal.put("repairs", "libvirtd", vm_id)
-        run(self._place.libvirt_stop)
-        self._virt.restarted()
-        crash.point("repair.after_stop")
-        try:
+        try:  # a stop that says that it failed may have stopped it
+            run(self._place.libvirt_stop)
+            self._virt.restarted()
+            crash.point("repair.after_stop")
             if process.find(vm_id) is not None:
                 self._correct(vm_id)
         finally:
             crash.point("repair.before_start")
-            run(self._place.libvirt_start)
+            self._start()
             self._journal.put("repairs", "libvirtd", None)
+
+    def _start(self) -> None:
+        """A libvirtd that finds the locks of the one before it still held ends at once (seen); it is started again."""
+        for _ in range(STARTS):
+            run(self._place.libvirt_start)
+            if self._virt.wait(START_SECONDS):
+                return
+        _log.warning("libvirtd was started after a repair, and does not answer", tries=STARTS)
 
     def _correct(self, vm_id: str) -> None:
         """libvirtd does not run: nobody else talks to QEMU or writes the status file."""

@@ -1,6 +1,7 @@
 """A libvirtd that lost its VM or names another leaf than QEMU writes to is repaired; the guest notices nothing."""
 
 import asyncio
+import dataclasses
 import os
 import re
 import signal
@@ -87,6 +88,22 @@ def test_a_vm_that_libvirtd_refuses_to_load_is_given_back_to_it(agent: Agent, vm
     libvirt_is_right_again(vm, request)
     assert "libvirt was repaired" in agent.log()
     assert pid
+
+
+def test_a_stop_that_says_that_it_failed_leaves_no_libvirtd_stopped(agent: Agent, vm: Vm) -> None:
+    vm.snapshot()
+    agent.kill()
+    stop = ("sh", "-c", f"{' '.join(agent.place.libvirt_stop)}; echo no >&2; exit 1")
+    agent.place = dataclasses.replace(agent.place, libvirt_stop=stop)
+    kill_libvirtd(agent)
+    text = status_file(agent, vm).read_text()
+    status_file(agent, vm).write_text(text.replace("<domain ", "<nothing ", 1).replace("</domain>", "</nothing>", 1))
+    agent.host.start_libvirtd()
+    agent.start()
+    wait.until("the repair to fail", lambda: "the repair did not work" in agent.log(), 60)
+    wait.until("libvirtd", lambda: agent.ask("look_vm", {"vm_id": vm.id})["reason"].endswith("(absent)"), 30)
+    assert not agent.journal()["repairs"]
+    assert agent.host.libvirtd_pid()
 
 
 @pytest.mark.chaos
