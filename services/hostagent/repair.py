@@ -26,7 +26,6 @@ COMMAND_SECONDS = 40.0
 GATE_SECONDS = 35.0
 FORGET_SECONDS = 300.0  # tries are counted within this time
 JOB_SECONDS = 5.0
-STARTS, START_SECONDS = 3, 10.0  # of libvirtd, and for each to answer
 
 _log = logs.get("repair")
 
@@ -85,16 +84,8 @@ class Repair:
                 self._correct(vm_id)
         finally:
             crash.point("repair.before_start")
-            self._start()
-            self._journal.put("repairs", "libvirtd", None)
-
-    def _start(self) -> None:
-        """A libvirtd that finds the locks of the one before it still held ends at once (seen); it is started again."""
-        for _ in range(STARTS):
             run(self._place.libvirt_start)
-            if self._virt.wait(START_SECONDS):
-                return
-        _log.warning("libvirtd was started after a repair, and does not answer", tries=STARTS)
+            self._journal.put("repairs", "libvirtd", None)
 
     def _correct(self, vm_id: str) -> None:
         """libvirtd does not run: nobody else talks to QEMU or writes the status file."""
