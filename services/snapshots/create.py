@@ -181,8 +181,9 @@ def _leaf(line: Mapping[str, Any]) -> leaves.Leaf:
 
 def _seen(looks: Iterable[tuple[leaves.Leaf, DiskFacts]]) -> dict[str, Any]:
     """For the overview: what the volume takes that the guest has just left, and the new one."""
-    found = [facts.storage.volumes[id_] for leaf, facts in looks for id_ in (leaf.parent_id, leaf.volume_id)]
-    return {one.volume_id: {"actual_size": one.actual_size, "created_at": one.created_at} for one in found}
+    found = [facts.storage.volumes.get(id_) for leaf, facts in looks for id_ in (leaf.parent_id, leaf.volume_id)]
+    there = [one for one in found if one is not None]
+    return {one.volume_id: {"actual_size": one.actual_size, "created_at": one.created_at} for one in there}
 
 
 def _asked(flow: Flow) -> list[str]:
