@@ -286,7 +286,7 @@ def test_qemu_killed_at_the_end_of_pulls_loses_nothing(vm: Vm) -> None:
         pid = vm.agent.host.qemu_pid(f"vm-{vm.id}")
         request = vm.pull(len(vm.volumes[0]) - 3)
         header_changes(vm, request)
-        time.sleep(random.choice([0.0, random.uniform(0, 0.03)]))  # noqa: S311
+        time.sleep(random.choice([0.0, random.uniform(0, 0.03)]))  # noqa: S311 - a moment, no secret
         os.kill(pid, signal.SIGKILL)
         down(vm)
         moved += stands_on(vm, request["top_id"])[1] == request["below_id"]
@@ -312,7 +312,7 @@ def test_qemu_killed_around_the_record_of_pulls_loses_nothing(vm: Vm) -> None:
         request = vm.pull(len(vm.volumes[0]) - 3)
         vm.wait_pulled(request)
         with in_background(vm.agent.ask, "record_pull", request):
-            time.sleep(random.uniform(0, 0.12))  # noqa: S311
+            time.sleep(random.uniform(0, 0.12))  # noqa: S311 - a moment, no secret
             os.kill(pid, signal.SIGKILL)
         down(vm)
         vm.number += 1

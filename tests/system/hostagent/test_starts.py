@@ -31,11 +31,7 @@ def test_a_writer_that_comes_and_goes_after_the_last_look_is_noticed(agents: Pai
 
 @pytest.mark.parametrize("point", ["start.after_settled", "start.before_resume", "start.after_resume"])
 def test_a_start_goes_on_by_itself_when_its_agent_is_back(agents: Pair, leased_vm: LeasedVm, point: str) -> None:
-    agent = agents[0]
-    agent.crash_at(point)
-    with in_background(start, agent, leased_vm, 1):
-        agent.wait_crashed()
-    agent.start()
+    agent = died_in_a_start(agents[0], leased_vm, point)
     _wait_for_the_guest(agent, leased_vm)
     leased_vm.writes_on()
     assert start(agent, leased_vm, 1)["state"] == "running"
@@ -45,11 +41,7 @@ def test_a_start_goes_on_by_itself_when_its_agent_is_back(agents: Pair, leased_v
 
 @pytest.mark.parametrize("point", ["start.after_ask", "start.before_resume"])
 def test_a_start_that_is_asked_again_is_done_once(agents: Pair, leased_vm: LeasedVm, point: str) -> None:
-    agent = agents[0]
-    agent.crash_at(point)
-    with in_background(start, agent, leased_vm, 1):
-        agent.wait_crashed()
-    agent.start()
+    agent = died_in_a_start(agents[0], leased_vm, point)
     assert start(agent, leased_vm, 1)["state"] == "running"
     assert not agent.journal()["openings"]
     leased_vm.writes_on()
@@ -69,6 +61,15 @@ def test_a_start_in_which_libvirtd_died_goes_on_by_itself(agents: Pair, leased_v
     leased_vm.writes_on()
     leased_vm.power_off()
     assert leased_vm.check().ok, leased_vm.check().summary()
+
+
+def died_in_a_start(agent: Agent, leased_vm: LeasedVm, point: str) -> Agent:
+    """It is back, and nobody has asked again."""
+    agent.crash_at(point)
+    with in_background(start, agent, leased_vm, 1):
+        agent.wait_crashed()
+    agent.start()
+    return agent
 
 
 def _wait_for_the_guest(agent: Agent, leased_vm: LeasedVm) -> None:

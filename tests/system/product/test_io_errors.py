@@ -51,7 +51,9 @@ def crashed(sick: Sick, vm: Machine) -> bool:
 
 
 @pytest.mark.parametrize(
-    "inside", [pytest.param(False, id="active", marks=pytest.mark.chaos), pytest.param(True, id="internal")]
+    # chaos: to keep make test within its time, which has the same for an internal layer
+    "inside",
+    [pytest.param(False, id="active", marks=pytest.mark.chaos), pytest.param(True, id="internal")],
 )
 def test_a_copy_on_a_failing_disk_is_undone_and_done_once_the_disk_is_mended(
     vm: Machine, sick: Sick, inside: bool
@@ -91,7 +93,7 @@ def test_a_copy_onto_a_disk_that_is_full_below_is_undone_and_done_once_there_is_
     deaths.assert_whole(vm, snapshots=0)
 
 
-@pytest.mark.chaos
+@pytest.mark.chaos  # likewise: make test has a copy on such a disk
 def test_a_snapshot_on_a_disk_that_is_full_below_is_undone_or_done_and_whole(vm: Machine, sick: Sick) -> None:
     vm.wait_for_writes(64)
     sick.fill_below()
