@@ -19,6 +19,7 @@ from services.inventory.scene import Scene
 
 Ask = dict[str, Any]
 MOST = 64  # disks of one VM, the promise's limit
+_ASKS = {"new": hostagent.create_volume, "thin": hostagent.create_thin_disk, "copy": hostagent.copy_disk}
 _VOLUMES = uuid.UUID("5f0f8c3e-6a55-4c39-9d9c-6d1a3e0d9a10")
 
 
@@ -69,7 +70,7 @@ def _begin(scene: Scene, session: Session, ask: Ask) -> tuple[Ask, Errand | None
         body_hash=store.body_hash(tables.Disk, ask),
         first_volume_id=first_volume_of(ask["id"]),
         state="creating",
-        asked_until=scene.until(hostagent.create_volume),
+        asked_until=scene.until(_ASKS["new"]),
     )
     store.add(session, row)
     _touch(session, vm)
@@ -97,7 +98,7 @@ def derive(
         host_id=host_id,
         first_volume_id=first_volume_of(fields["id"]),
         state="creating",
-        asked_until=scene.until(hostagent.create_thin_disk),
+        asked_until=scene.until(_ASKS[fields["origin"]]),
     )
     store.add(session, row)
     return row, _errand(session, row, domain, host_id)
@@ -157,7 +158,7 @@ def again(scene: Scene, session: Session, row: tables.Disk) -> Errand:
     host_id = row.host_id = _maker(scene, session, row, domain)
     if row.template_id is not None:
         sources.lock(session, row)
-    until = scene.until(hostagent.create_volume)
+    until = scene.until(_ASKS[row.origin])
     if row.state == "creating" and row.copied is not None:  # a copy that goes on is no news
         row.asked_until = until
     else:

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from contracts import errors, inventory
+from contracts import errors, hostagent, inventory
 from services.inventory import centers, clones, disks, domains, runs, store, tables, templates, tidy, vms
 from tests.fakes.agent_storage import MIB
 from tests.unit.inventory.town import Town, new_id
@@ -110,6 +110,19 @@ def test_a_copy_tells_how_far_it_is(town: Town) -> None:
         made = template_now(town, made)
     assert seen == [(copied * MIB, 64 * MIB, None) for copied in (16, 32, 48)]
     assert made["state"] == "ok"
+
+
+def test_a_copy_whose_ask_was_lost_is_asked_about_again_after_its_own_deadline(town: Town) -> None:
+    slowly(town)
+    made = template_of(town, vm_of(town))
+    town.bus.lost = {"copy_disk"}
+    tidy.follow_copies(town.scene)
+    town.bus.lost = set()
+    go_on(town)
+    assert template_now(town, made)["state"] == "creating"  # the lost ask may still be under way
+    town.pass_time(hostagent.copy_disk.deadline + 6)
+    go_on(town)
+    assert template_now(town, made)["state"] == "ok"
 
 
 def test_only_a_vm_that_is_down_becomes_a_template(town: Town) -> None:
