@@ -1,7 +1,7 @@
 """A layer of 100 MiB under an active one of 4 GiB, removed through Drystone, which pulls it up, beside a plain commit.
 
 On a disk in memory, an idle guest, both sides to the same durable end as in merge.py: the plain side is `virsh
-blockcommit --active --wait --pivot`, rm of the old top and a sync of its folder.
+blockcommit --active --wait --pivot`, rm of the old top and a sync of its folder; with the VM down it is `qemu-img commit`.
 """
 
 from __future__ import annotations
@@ -36,16 +36,23 @@ def run() -> Iterator[Line]:
             lambda: _virsh(world, plain_folder / f"commit-{next(number)}"),
             rounds=3,
         )
+        yield in_turns(
+            Line(f"the same of a VM that is down: {BASE_MIB} MiB under {TOP_GIB} GiB", "s", wanted=Ratio(0.5)),
+            lambda: _ours(world, f"down-{next(number)}", runs=False),
+            lambda: _qemu_img(plain_folder / f"down-{next(number)}"),
+            rounds=3,
+        )
 
 
-def _ours(world: World, name: str) -> float:
+def _ours(world: World, name: str, *, runs: bool = True) -> float:
     vm = world.machine(name, mib=merge.SIZE_MIB, write=False)
     snapshot = vm.snapshot("below")
     base, top = (vm.folder() / layer["volume_id"] for layer in vm.chain())
     _fill(base, top)
-    world.api.start_vm(vm.id)
-    vm.wait_for_state("running")
-    merge.wait_for_guest(vm.log)
+    if runs:
+        world.api.start_vm(vm.id)
+        vm.wait_for_state("running")
+        merge.wait_for_guest(vm.log)
     begun = time.perf_counter()
     job = world.api.remove_snapshot(snapshot)
     wait.until("the pull", lambda: world.api.jobs.get(job["id"])["state"] != "running", 300, every=0.02)
@@ -68,6 +75,20 @@ def _virsh(world: World, folder: Path) -> float:
         top.unlink()
         files.sync_folder(str(folder))
         took = time.perf_counter() - begun
+    shutil.rmtree(folder)
+    return took
+
+
+def _qemu_img(folder: Path) -> float:
+    top = merge.plain_chain(folder, merge.SIZE_MIB)
+    _fill(folder / "base.qcow2", top)
+    begun = time.perf_counter()
+    words = ["qemu-img", "commit", "-q", "-d", "-f", "qcow2", "-b", str(folder / "base.qcow2"), str(top)]
+    subprocess.run(words, check=True, timeout=300)
+    files.sync(str(folder / "base.qcow2"))
+    top.unlink()
+    files.sync_folder(str(folder))
+    took = time.perf_counter() - begun
     shutil.rmtree(folder)
     return took
 

@@ -255,7 +255,8 @@ class LookDisk(f.Request):
 class BlockJob(f.Fact):
     """A block job as one source reports it. `cur` and `end` in bytes, `speed` in bytes per second (0: no
     limit). `base_id`, `top_id` and `child_id` (the volume above top, null: top is active) where the source tells; of a
-    pull, base is the lowest volume that leaves the chain."""
+    pull, base is the lowest volume that leaves the chain. `type`: commit, pull; offline, offline_pull of a VM that is
+    down; anything else is of others."""
 
     type = f.text()
     status = f.text()
@@ -361,20 +362,26 @@ class StartCommit(MergeAsk):
 
 class MergeOffline(MergeAsk):
     """The same for a VM that is down, by a process that holds the VM's `lease`. Begun by the first ask, found by the
-    next ones, seen as `offline` in looks; what it failed with is told to one ask. `bandwidth` holds for all of it."""
+    next ones, seen as `offline` in looks; what it failed with is told to one ask. `bandwidth` holds for all of it.
+    `pull`: the other way; what base holds, with those between, goes up into top, which stands on `below_id` then (what
+    base stands on now, null for nothing). The record is made too."""
 
+    pull = f.flag(load_default=False)
+    below_id = f.uid(allow_none=True, load_default=None)
     bandwidth = f.size(load_default=0)
     lease = f.nested(Lockspace)
 
 
 class PullAsk(f.Request):
-    """Take what `base_id` holds, with those `between` (the one below top first), up into `top_id`, the active volume,
-    which stands on `below_id` then: what base stands on now, null for nothing."""
+    """Take what `base_id` holds, with those `between` (the one below top first), up into `top_id`, which stands on
+    `below_id` then: what base stands on now, null for nothing. `child_id`: the volume on top of top, null when top is
+    active; a running VM's QEMU pulls into the active one only."""
 
     vm_id = f.uid()
     disk = f.nested(DiskRef)
     base_id = f.uid()
     top_id = f.uid()
+    child_id = f.uid(allow_none=True, load_default=None)
     below_id = f.uid(allow_none=True)
     between = f.uids(load_default=list)
     claim = f.nested(Claim)
@@ -384,6 +391,11 @@ class StartPull(PullAsk):
     """`bandwidth` in bytes per second, 0: no limit."""
 
     bandwidth = f.size(load_default=0)
+
+    @validates_schema
+    def _active(self, ask: dict[str, Any], **_: Any) -> None:
+        if ask["child_id"] is not None:
+            raise ValidationError("A VM that runs is pulled into its active volume only.", "child_id")
 
 
 class SetBandwidth(f.Request):

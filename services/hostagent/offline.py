@@ -95,10 +95,11 @@ class Offline:
         run = self._runs.get(disk_id)
         if run is None or run.over.is_set():
             return None
-        base, top, child, _ = run.ends
+        base, top, child, pull = run.ends
         numbers = {"cur": run.cur, "end": run.end, "speed": run.request["bandwidth"]}
         ends = {"base_id": base, "top_id": top, "child_id": child}
-        return {"type": "offline", "status": "running", "ready": False, **numbers, **ends}
+        kind = "offline_pull" if pull else "offline"
+        return {"type": kind, "status": "running", "ready": False, **numbers, **ends}
 
     # -- one merge --
 
@@ -161,6 +162,8 @@ class Offline:
             "top": request["top_id"],
             "child": request["child_id"],
             "between": request["between"],
+            "pull": request["pull"],
+            "below": request["below_id"],
             "bandwidth": request["bandwidth"],
             "agent": os.getpid(),
         }
@@ -217,8 +220,8 @@ class Offline:
 
 
 def _named(run: Run) -> str:
-    base, top, *_ = run.ends
-    return f"offline merge of {top} into {base}"
+    base, top, _, pull = run.ends
+    return f"offline pull of {base} into {top}" if pull else f"offline merge of {top} into {base}"
 
 
 def _kill(writer: subprocess.Popen[bytes]) -> None:

@@ -29,18 +29,20 @@ def record_pull(
     ground: str | None,
     between: Sequence[str] = (),
     concluded: bool = False,
+    ended: bool = False,
 ) -> None:
     """Make the records say what is: top stands on `ground`, those that went into it are illegal. The lowest is marked
     first: what stands on it is no leaf as long as the next one's record names it, up to top's own, which comes last.
 
     `concluded`: a living QEMU has ended the job and was made to write out its tables. Without it only a record that was
-    begun is finished; JobFailed for one that was not."""
+    begun is finished; JobFailed for one that was not. `ended`: no QEMU, but qemu-img copied it all and ended well, in
+    the caller's hands. It leaves out what reads the same from `ground`, so the tables of top prove nothing then."""
     place = _opened(domain)
     with files.guard("record_pull", place.image(image), place.id, _META_NEEDS), files.marks_lock(place, image):
         volumes = {v.id: v for v in volume.read_image(place, image)}
         gone = [one for one in (base, *reversed(between)) if one in volumes]
         _check_pulled(image, volumes, top, ground)
-        if not _begun(volumes, base, top, ground):
+        if not ended and not begun(volumes, base, top, ground):
             if not concluded:
                 reason = f"QEMU is gone, and it was not recorded that {base} went up into {top}"
                 raise errors.JobFailed(disk_id=image, reason=reason)
@@ -58,7 +60,7 @@ def _opened(ref: Ref) -> layout.Place:
     return domain.opened(ref)
 
 
-def _begun(volumes: Mapping[str, chain.Volume], base: str, top: str, ground: str | None) -> bool:
+def begun(volumes: Mapping[str, chain.Volume], base: str, top: str, ground: str | None) -> bool:
     """Whether the first record of this pull is on the storage: base's mark, which only it sets."""
     return volumes[top].parent == ground or base not in volumes or volumes[base].legality == "illegal"
 

@@ -46,7 +46,7 @@ def ends_of(request: dict[str, Any]) -> Ends:
 
 def pull(request: dict[str, Any]) -> dict[str, Any]:
     """A contracts.hostagent.PullAsk in the words of a merge."""
-    return {**request, "child_id": None, "pull": True}
+    return {**request, "pull": True}
 
 
 @dataclass(frozen=True)

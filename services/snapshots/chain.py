@@ -170,7 +170,7 @@ def shared(chain: Sequence[str], facts: DiskFacts) -> dict[str, errors.Problem]:
 def ours(plan: MergePlan, job: Job) -> bool:
     """Does this job merge the same two volumes, in the same direction, below the same third one (or none)?"""
     ends = (job.base_id, job.top_id, job.child_id)
-    return ends == (plan.base_id, plan.top_id, plan.child_id) and (job.type == "pull") is plan.pull
+    return ends == (plan.base_id, plan.top_id, plan.child_id) and job.pulls is plan.pull
 
 
 def room(plan: MergePlan, domain_id: str, free: int, promised: int, reserve: int) -> None:
@@ -216,9 +216,11 @@ def whole(plan: MergePlan, facts: DiskFacts, kept: Mapping[str, Any]) -> bool:
     """Was nothing copied into base, so that its snapshot is what it was? Of a merge that turned back.
 
     `kept`: what its flow wrote down: `asked` and `untouched` (asks for the copy, and those of them that were refused
-    before QEMU was asked), `seen` (a job on the disk, whose ever). Where one answer is missing nobody knows.
+    before QEMU was asked), `seen` (a job on the disk, whose ever). Where one answer is missing nobody knows. A pull
+    writes nothing but top, so there it is enough that base is still where it was.
     """
-    if kept.get("seen") or kept.get("started") or kept.get("asked", 0) != kept.get("untouched", 0):
+    asked = kept.get("seen") or kept.get("started") or kept.get("asked", 0) != kept.get("untouched", 0)
+    if asked and not plan.pull:
         return False
     if facts.unknown or facts.job or facts.libvirt.job or facts.libvirt.mirror:
         return False

@@ -30,6 +30,16 @@ class Job:
     def left(self) -> int:
         return max(0, self.end - self.cur)
 
+    @property
+    def offline(self) -> bool:
+        """Of a VM that is down."""
+        return self.type in ("offline", "offline_pull")
+
+    @property
+    def pulls(self) -> bool:
+        """Base goes up into top."""
+        return self.type in ("pull", "offline_pull")
+
     def named(self) -> str:
         return f"{self.type} of {self.top_id or 'unknown'} into {self.base_id or 'unknown'}"
 

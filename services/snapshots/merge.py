@@ -111,8 +111,9 @@ class Merge:
 
     def commit(self, flow: Flow) -> None:
         row, facts = self._look(flow)
+        row = turned(self.desk, flow, row, facts)
         if facts.qemu.state == "absent":
-            ask_offline(self.desk, flow, turned_down(self.desk, flow, row, facts))
+            ask_offline(self.desk, flow, row)
             return
         request = {**merge_asks.merge(flow, row), "bandwidth": row.bandwidth}
         with counted(flow), peers.patient(peers.TURNED):
@@ -241,9 +242,9 @@ class Merge:
         return look(self.desk, flow, row_of(self.desk, flow))
 
     def _progress(self, flow: Flow, job: Job, *, force: bool) -> None:
-        now, offline = self.desk.now(), job.type == "offline"
+        now = self.desk.now()
         with flow.write() as session:
-            jobs.progress(session, flow.id, now, cur=job.cur, end=job.end, rate=None, force=force, offline=offline)
+            jobs.progress(session, flow.id, now, cur=job.cur, end=job.end, rate=None, force=force, offline=job.offline)
 
 
 def row_of(desk: Desk, flow: Flow) -> MergeRow:
@@ -276,19 +277,21 @@ def ask_offline(desk: Desk, flow: Flow, row: MergeRow) -> None:
         lease, wait = desk.peers.vm_lease(row.vm_id, row.host_id, "its snapshots are merged")
         if wait:
             raise errors.LeaseHeld(vm_id=row.vm_id, holder="nobody; a start was asked for, and goes first")
-        request = {**merge_asks.merge(flow, row), "bandwidth": row.bandwidth, "lease": lease}
         with counted(flow):
-            desk.peers.ask(row.host_id, hostagent.merge_offline, request)
+            desk.peers.ask(row.host_id, hostagent.merge_offline, merge_asks.offline(flow, row, lease))
     with flow.write() as session:  # a short one has ended before it is looked at
         cur, end = store_jobs.merge(session, flow.id).bytes_merged, row.plan.copy
         jobs.progress(session, flow.id, desk.now(), cur=min(cur, end), end=end, rate=None, offline=True)
 
 
-def turned_down(desk: Desk, flow: Flow, row: MergeRow, facts: DiskFacts) -> MergeRow:
-    """A VM that went down takes its pull with it, and nothing of that counts: what was to go up goes down."""
-    if not row.pull:
+def turned(desk: Desk, flow: Flow, row: MergeRow, facts: DiskFacts) -> MergeRow:
+    """A VM that started or went down since may bar its pull: nothing of that counts yet, and what was to go up goes
+    down."""
+    with desk.db.read() as session:
+        known = store.chain_of(session, row.disk_id)
+    plan = direction.now(row.plan, known, facts, desk.settings.policy())
+    if plan == row.plan:
         return row
-    plan = direction.down(row.plan, facts)
     with flow.write() as session:
         store_jobs.shut_gate(session)
         _find_room(session, plan, row, facts.storage.free)

@@ -21,8 +21,14 @@ def disk(row: MergeRow) -> dict[str, Any]:
 
 def merge(flow: Flow, row: MergeRow) -> dict[str, Any]:
     """contracts.hostagent.MergeAsk or PullAsk."""
-    third = {"below_id": row.below_id} if row.pull else {"child_id": row.child_id}
-    return {**_whose(flow, row), **third, "between": row.between}
+    third = {"below_id": row.below_id} if row.pull else {}
+    return {**_whose(flow, row), **third, "child_id": row.child_id, "between": row.between}
+
+
+def offline(flow: Flow, row: MergeRow, lease: dict[str, Any]) -> dict[str, Any]:
+    """contracts.hostagent.MergeOffline."""
+    way = {"pull": row.pull, "below_id": row.below_id if row.pull else None}
+    return {**merge(flow, row), **way, "bandwidth": row.bandwidth, "lease": lease}
 
 
 def cancel(flow: Flow, row: MergeRow) -> dict[str, Any]:

@@ -138,12 +138,11 @@ def why(plan: MergePlan) -> str:
     )
     note = f" {plan.note}." if plan.note else ""
     if plan.pull:
-        return f"{layers}, up into the one that the guest writes to, which does not stand still.{note}"
+        return f"{layers}, up into the one above, where the guest stays: it does not stand still.{note}"
     if plan.active:
         return f"{layers}; the guest writes to the uppermost one, so it stands still for a moment at the end.{note}"
-    return (
-        f"{layers}; the guest does not write to it." if count == 1 else f"{layers}; the guest writes to none of them."
-    )
+    told = "the guest does not write to it" if count == 1 else "the guest writes to none of them"
+    return f"{layers}; {told}.{note}"
 
 
 def together(wanted: Iterable[Wanted], refused: Mapping[Wanted, errors.Problem]) -> dict[Wanted, errors.Problem]:

@@ -169,6 +169,17 @@ class Pull(Internal):
         assert {merge["direction"] for merge in plan["merges"]} == {"pull"}, plan["merges"]
 
 
+class DownPull(Pull):
+    """The same of a VM that is down: inside the chain every other time, which a running VM cannot be pulled into."""
+
+    def arrange(self) -> None:
+        super().arrange()
+        vm = self.place.vm
+        if self.plan.choice % 2:
+            self.place.taken(vm, "on top")
+        vm.power_off()
+
+
 class Many(Range):
     """Snapshots of two VMs on two hosts."""
 
@@ -224,5 +235,6 @@ ALL: dict[str, type[Operation]] = {
     "many": Many,
     "down newest": Down,
     "down inside": DownInside,
+    "down pull": DownPull,
     "cancel": Cancel,
 }

@@ -30,7 +30,6 @@ _DOWN = (
     r"offline\.(before_copy|after_copy|after_record)",
     r"record\.after_ask",
     r"discard\.after_ask",
-    r"volume\.record\.after_top",
     r"volume\.discard\.(after_scan|renamed\.\w+|removed\.\w+)",
 )
 _RECORD = (r"volume\.record\.after_(top|child|base)",)
@@ -47,8 +46,9 @@ OPERATIONS: dict[str, tuple[str, ...]] = {
     "range": (*_MERGE, *_RECORD, *_PIVOT, r"volume\.record\.after_between"),
     "pull": (*_MERGE, *_PULL),
     "many": (*_MERGE, *_RECORD, *_PIVOT),
-    "down newest": (*_DOWN, r"offline\.after_mark"),
-    "down inside": (*_DOWN, r"offline\.after_header", r"volume\.record\.after_child"),
+    "down newest": (*_DOWN, r"offline\.after_mark", r"volume\.record\.after_top"),
+    "down inside": (*_DOWN, r"offline\.after_header", r"volume\.record\.after_(top|child)"),
+    "down pull": (*_DOWN, r"volume\.pull\.\w+"),
     "cancel": (r"merge\.commit\.(before|after)_undo",),
     "start": (r"start\.\w+", r"inventory\.start_vm\.\w+"),
     "stop": (r"inventory\.(powering_off|shutting_down)\.\w+",),
@@ -80,7 +80,7 @@ ELSEWHERE = {
     r"inventory\.look_domain\.\w+": "asked by the clock, and changes nothing: tests/service/inventory/test_deaths.py",
 }
 # The operations among which a run without a crash point chooses.
-MOVING = ("take", "internal", "active", "range", "pull", "many", "down newest", "down inside", "cancel")
+MOVING = ("take", "internal", "active", "range", "pull", "many", "down newest", "down inside", "down pull", "cancel")
 
 
 @dataclass(frozen=True)

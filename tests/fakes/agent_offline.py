@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from contracts import errors
+from tests.fakes import agent_pull
 from tests.fakes.agent_storage import Facts
 from tests.fakes.agent_vm import Job
 
@@ -19,7 +20,8 @@ def begin(world: World, ask: Facts) -> Facts:
     job = world.offline.get(disk_id)
     if job is not None and not job.has_ends(ask):
         raise errors.ForeignJob(disk_id=disk_id, job=f"offline merge of {job.top_id}")
-    if job is not None or ask["top_id"] not in volumes or volumes[ask["top_id"]].legality == "illegal":
+    gone = volumes.get(ask["base_id"] if ask["pull"] else ask["top_id"])
+    if job is not None or gone is None or gone.legality == "illegal":
         return {}
     world.put_back(disk_id)
     found = world.storage.chain(disk_id)
@@ -27,8 +29,11 @@ def begin(world: World, ask: Facts) -> Facts:
     at = found.index(wanted[0]) if wanted[0] in found else 0
     if found[at : at + len(wanted)] != wanted:
         raise errors.ChainDiffers(disk_id=disk_id, reason=f"the storage has {found}")
+    if ask["pull"] and volumes[ask["base_id"]].backing_id != ask["below_id"]:
+        raise errors.ChainDiffers(disk_id=disk_id, reason=f"{ask['base_id']} does not stand on {ask['below_id']}")
     ends = (ask["base_id"], ask["top_id"], ask["child_id"])
-    world.offline[disk_id] = Job(*ends, end=world.job_bytes, speed=ask["bandwidth"], between=ask["between"])
+    more = {"between": ask["between"], "pull": ask["pull"], "below_id": ask["below_id"]}
+    world.offline[disk_id] = Job(*ends, end=world.job_bytes, speed=ask["bandwidth"], **more)
     world.writing[disk_id] = ask["vm_id"]
     world.storage.leases[ask["vm_id"]] = ask["lease"]["sanlock_id"]
     return {}
@@ -36,7 +41,9 @@ def begin(world: World, ask: Facts) -> Facts:
 
 def facts(world: World, disk_id: str) -> Facts | None:
     job = world.offline.get(disk_id)
-    return {**job.facts(), "type": "offline", "status": "running", "ready": False} if job else None
+    if job is None:
+        return None
+    return {**job.facts(), "type": "offline_pull" if job.pull else "offline", "status": "running", "ready": False}
 
 
 def refuse_limit(world: World, ask: Facts) -> None:
@@ -61,6 +68,10 @@ def copy(world: World) -> None:
         job.cur = min(job.end, job.cur + world.job_rate)
         if job.cur < job.end:
             world.news.append(("job", world.writing[disk_id], disk_id, "running", job.cur, job.end))
+            continue
+        if job.pull:
+            agent_pull.finish(world, disk_id, job)
+            end(world, disk_id, "completed")
             continue
         if job.child_id is not None:
             child = world.storage.volume(disk_id, job.child_id)

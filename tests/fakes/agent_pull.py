@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 from contracts import errors
-from tests.fakes.agent_storage import Facts
+from tests.fakes.agent_storage import Facts, Volume
 from tests.fakes.agent_vm import Job
 
 if TYPE_CHECKING:
@@ -40,6 +40,18 @@ def record(world: World, ask: Facts) -> None:
     begun = base is None or base.legality == "illegal" or top.parent_id == top.backing_id
     if not begun and (vm is None or ask["base_id"] in vm.chains[disk_id]):
         raise errors.JobFailed(disk_id=disk_id, reason="it was not recorded")
+    _write_down(world, disk_id, top)
+
+
+def finish(world: World, disk_id: str, job: Job) -> None:
+    """qemu-img's end: header and record."""
+    top = world.storage.volume(disk_id, job.top_id)
+    top.backing_id = job.below_id
+    _write_down(world, disk_id, top)
+
+
+def _write_down(world: World, disk_id: str, top: Volume) -> None:
+    volumes = world.storage.image(disk_id).volumes
     at = top.parent_id
     while at is not None and at != top.backing_id and at in volumes:
         volumes[at].legality = "illegal"

@@ -114,13 +114,13 @@ def test_a_cancelled_pull_leaves_the_chain_as_it_was(site: Site, host: FakeAgent
     site.call(snapshots.cancel_job, id=removal["id"])
     assert site.end_of(removal)["state"] == "undone"
     left = site.call(snapshots.get_snapshot, id=last)
-    assert (left["state"], left["restorable"]) == ("ok", False)
+    assert (left["state"], left["restorable"]) == ("ok", True)
     assert site.agrees(host, vm)
     host.world.job_rate = 64 * MIB
     assert site.end_of(site.remove(last))["state"] == "done"
 
 
-def test_a_vm_that_stops_within_a_pull_is_committed_offline(site: Site, host: FakeAgent, vm: str) -> None:
+def test_a_vm_that_stops_within_a_pull_is_pulled_offline(site: Site, host: FakeAgent, vm: str) -> None:
     (last,) = taken(site, vm, 1)
     host.world.job_rate = 0
     removal = site.remove(last)
@@ -128,8 +128,9 @@ def test_a_vm_that_stops_within_a_pull_is_committed_offline(site: Site, host: Fa
     site.stop(host, vm)
     site.until(lambda: bool(host.asked("merge_offline")), "it to go on")
     merge = the_merge(site, removal)
-    assert (merge["direction"], merge["bytes_to_copy"]) == ("commit", 900 * MIB)
-    assert "the VM went down" in merge["why"]
+    assert merge["direction"] == "pull"
+    (asked,) = host.asked("merge_offline")
+    assert asked["pull"]
     host.world.job_rate = 64 * MIB
     assert site.end_of(removal, timeout=90)["state"] == "done"
     assert site.agrees(host, vm)
@@ -149,13 +150,45 @@ def test_a_vm_that_stops_once_its_pull_is_recorded_commits_nothing(site: Site, h
     assert site.agrees(host, vm)
 
 
-def test_a_vm_that_is_down_is_not_pulled_and_the_plan_says_why(site: Site, host: FakeAgent, vm: str) -> None:
-    (last,) = taken(site, vm, 1)
+def test_the_layers_of_a_vm_that_is_down_are_pulled_also_inside(site: Site, host: FakeAgent, vm: str) -> None:
+    first, second = (site.taken(vm, description=text) for text in ("first", "second"))
+    (disk,) = site.disk_ids(vm)
+    chain = site.chain(disk)
+    site.volumes(disk)[chain[1]].actual_size = 900 * MIB
     site.stop(host, vm)
-    plan = site.call(snapshots.remove_snapshots, job_id=new(), snapshots=[last], dry_run=True)
-    assert [merge["direction"] for merge in plan["merges"]] == ["commit"]
-    assert "Not pulled, although pulling would copy " in plan["merges"][0]["why"]
-    assert plan["merges"][0]["why"].endswith("committing 900.0 MiB: the VM is down.")
+    removal = site.remove(first)
+    assert site.end_of(removal)["state"] == "done"
+    merge = the_merge(site, removal)
+    assert (merge["direction"], merge["kind"], site.chain(disk)) == ("pull", "pull", chain[1:])
+    assert site.agrees(host, vm)
+    large(site, vm)
+    site.volumes(disk)[chain[1]].actual_size = MIB
+    removal = site.remove(second)
+    assert site.end_of(removal)["state"] == "done"
+    assert (the_merge(site, removal)["direction"], site.chain(disk)) == ("pull", chain[2:])
+    assert site.agrees(host, vm)
+    site.start(host, vm)
+    assert site.agrees(host, vm)
+
+
+@pytest.mark.parametrize("inside", [False, True])
+def test_a_vm_that_starts_before_its_pull_is_committed(site: Site, host: FakeAgent, vm: str, inside: bool) -> None:
+    first, second = (site.taken(vm, description=text) for text in ("first", "second"))
+    (disk,) = site.disk_ids(vm)
+    site.volumes(disk)[site.chain(disk)[1 if inside else -1]].actual_size = 900 * MIB
+    site.restart(pulls=False)
+    site.stop(host, vm)
+    host.world.storage.leases[vm] = 7  # somebody starts it, on another host perhaps
+    removal = site.remove(first if inside else second)
+    asked = site.until(lambda: host.asked("merge_offline"), "an ask")
+    assert asked[0]["pull"]
+    host.world.storage.leases[vm] = None
+    site.start(host, vm)
+    assert site.end_of(removal, timeout=90)["state"] == "done"
+    merge = the_merge(site, removal)
+    assert (merge["direction"], merge["kind"]) == ("commit", "internal" if inside else "active")
+    assert "It was to be pulled, but now the VM runs" in merge["why"]
+    assert site.agrees(host, vm)
 
 
 def test_a_pull_that_would_touch_the_reserve_is_stopped(site: Site, host: FakeAgent, vm: str) -> None:

@@ -31,8 +31,11 @@ SLOW = 2 * 2**20  # bytes a second: a copy that lasts some seconds
 class OfflineVm(LeasedVm):
     """Written to by its guest in each of its layers, and down. `agent` merges."""
 
-    def offline(self, base: int, layers: int = 1, bandwidth: int = 0) -> dict[str, Any]:
-        return self.merge(base, layers=layers, lease=self.lockspace(1), bandwidth=bandwidth)
+    def offline(self, base: int, layers: int = 1, bandwidth: int = 0, *, pull: bool = False) -> dict[str, Any]:
+        """A pull takes so many layers from `base` on up."""
+        below = self.volumes[0][base - 1] if pull and base else None
+        way: dict[str, Any] = {"pull": pull, "below_id": below, "bandwidth": bandwidth}
+        return self.merge(base, layers=layers, lease=self.lockspace(1), **way)
 
     def begin(self, request: dict[str, Any]) -> None:
         self.agent.ask("merge_offline", request)
@@ -45,7 +48,11 @@ class OfflineVm(LeasedVm):
         """What the flow believes: the marks and records on the storage."""
         storage = self.look()["storage"]
         volumes = {one["volume_id"]: one for one in storage["volumes"]}
-        marked = all(volumes[one]["legality"] == "illegal" for one in (request["top_id"], *request["between"]))
+        gone = request["base_id"] if request["pull"] else request["top_id"]
+        marked = all(volumes[one]["legality"] == "illegal" for one in (gone, *request["between"]))
+        if request["pull"]:
+            top = volumes[request["top_id"]]
+            return marked and top["parent_id"] == top["backing_id"] == request["below_id"]
         child = request["child_id"]
         below = storage["leaf"] if child is None else volumes[child]["backing_id"]
         return marked and below == request["base_id"]
@@ -61,8 +68,11 @@ class OfflineVm(LeasedVm):
             return self.is_merged(request)
 
         wait.until("the merge", merged, 60, every=0.2)
-        plain = {key: value for key, value in request.items() if key not in ("lease", "bandwidth")}
-        self.finish(plain)
+        plain = {key: value for key, value in request.items() if key not in ("lease", "bandwidth", "pull")}
+        if request["pull"]:
+            self.finish_pull(plain)
+        else:
+            self.finish({key: value for key, value in plain.items() if key != "below_id"})
 
     def sound(self) -> None:
         """Nothing acknowledged is lost, now and after the guest wrote on."""
@@ -106,21 +116,39 @@ def test_layers_go_down_into_base_and_nothing_is_lost(vm: OfflineVm, base: int, 
     vm.sound()
 
 
+@pytest.mark.parametrize(
+    ("base", "layers"),
+    [(1, 1), *(pytest.param(*one, marks=pytest.mark.chaos) for one in ((0, 1), (2, 1), (0, 2), (1, 2), (0, 3)))],
+)
+def test_layers_go_up_into_top_and_nothing_is_lost(vm: OfflineVm, base: int, layers: int) -> None:
+    """Inside and into the leaf, one layer and ranges."""
+    request = vm.offline(base, layers, pull=True)
+    leaf = vm.leaf()
+    vm.finish_offline(request)
+    assert (len(vm.volumes[0]), vm.leaf()) == (4 - layers, leaf)
+    vm.sound()
+
+
 @pytest.mark.chaos
-def test_its_progress_is_seen_and_it_ends_when_it_is_cancelled(vm: OfflineVm) -> None:
-    request = vm.offline(2, bandwidth=SLOW)
+@pytest.mark.parametrize("pull", [False, True])
+def test_its_progress_is_seen_and_it_ends_when_it_is_cancelled(vm: OfflineVm, pull: bool) -> None:
+    request = vm.offline(2, bandwidth=SLOW, pull=pull)
     vm.begin(request)
     wait.until("some progress", lambda: (vm.job() or {"cur": 0})["cur"] > 0, 30)
     job = vm.job()
     assert job is not None
-    assert (job["top_id"], job["speed"]) == (request["top_id"], SLOW)
-    vm.cancel(request)
+    assert (job["type"], job["top_id"], job["speed"]) == (
+        "offline_pull" if pull else "offline",
+        request["top_id"],
+        SLOW,
+    )
+    (vm.cancel_pull if pull else vm.cancel)(request)
     assert vm.job() is None
     assert vm.leaf() == request["top_id"]
     with pytest.raises(errors.StaleClaim):
         vm.begin(request)
     vm.number += 1
-    vm.finish_offline(vm.offline(2))
+    vm.finish_offline(vm.offline(2, pull=pull))
     vm.sound()
 
 
@@ -192,13 +220,31 @@ def test_an_internal_merge_whose_writer_died_is_finished_by_the_next_ask(vm: Off
     vm.sound()
 
 
+PULL = ["offline.before_copy", "offline.after_copy", "volume.pull.after_mark", "volume.pull.after_top"]
+
+
 @pytest.mark.chaos
-@pytest.mark.parametrize(
-    "point", ["offline.after_copy", "offline.after_header", "volume.record.after_top", "volume.record.after_child"]
-)
-def test_a_vm_starts_from_what_a_dead_writer_left(agents: Pair, vm: OfflineVm, point: str) -> None:
+@pytest.mark.parametrize("point", PULL)
+@pytest.mark.parametrize(("base", "layers"), [(1, 1), (1, 2)])
+def test_a_pull_whose_writer_died_is_finished_by_the_next_ask(
+    vm: OfflineVm, point: str, base: int, layers: int
+) -> None:
+    request = vm.offline(base, layers, pull=True)
+    vm.agent.crash_at(point)
+    with pytest.raises(errors.JobFailed, match="its writer ended with -9"):
+        vm.begin(request)
+    vm.finish_offline(request)
+    vm.sound()
+
+
+AFTER = ["offline.after_copy", "offline.after_header", "volume.record.after_top", "volume.record.after_child"]
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize(("point", "pull"), [*((one, False) for one in AFTER), *((one, True) for one in PULL)])
+def test_a_vm_starts_from_what_a_dead_writer_left(agents: Pair, vm: OfflineVm, point: str, pull: bool) -> None:
     """Whole on either side of the record: on another host, from the chain of before or from the one of after."""
-    request = vm.offline(1)
+    request = vm.offline(1, pull=pull)
     vm.agent.crash_at(point)
     with pytest.raises(errors.JobFailed):
         vm.begin(request)

@@ -73,12 +73,30 @@ def test_a_small_snapshot_goes_up_and_the_active_volume_stays(writing_vm: VmOf) 
 
 
 def test_a_qemu_that_dies_while_it_pulls_loses_nothing(world: World, writing_vm: VmOf) -> None:
-    """It goes on offline, as a commit."""
+    """It goes on offline, the same way."""
     vm = writing_vm()
     (goes,) = under_a_large_one(vm)
     ended = deaths.remove_while_copying(vm, goes, qemu_killer(world, vm))
     assert ended["state"] == "done", ended
-    assert directions(vm, ended) == ["active"]
+    assert directions(vm, ended) == ["pull"]
+    deaths.assert_whole(vm, snapshots=0)
+
+
+def test_what_is_small_goes_up_while_the_vm_is_down(writing_vm: VmOf) -> None:
+    """Inside the chain first, then the rest in one job."""
+    vm = writing_vm()
+    first, second = under_a_large_one(vm, 2)
+    newest = vm.snapshot("newest")
+    vm.power_off()
+    chain = [one["volume_id"] for one in vm.chain()]
+    assert directions(vm, vm.remove(second)) == ["pull"]
+    assert [one["volume_id"] for one in vm.chain()] == [chain[0], *chain[2:]]
+    vm.start(check=True)
+    vm.power_off()
+    job = vm.api.remove_snapshots({"snapshots": [first, newest]})
+    assert deaths.end_of(vm, job["id"])["state"] == "done"
+    assert len(vm.chain()) == len(vm.files(0)) == 1
+    vm.start(check=True)
     deaths.assert_whole(vm, snapshots=0)
 
 

@@ -27,6 +27,11 @@ def seen(*sizes: int, **rows: Any) -> DiskFacts:
     return look(qemu=list(reversed(IDS)), volumes=made, leaf="v3")
 
 
+def down(facts: DiskFacts) -> DiskFacts:
+    """The same with the VM down."""
+    return dataclasses.replace(facts, qemu=look(gone=True).qemu)
+
+
 def plan(facts: DiskFacts, *removed: str, **policy: Any) -> MergePlan:
     committed = chain.plan_merge("vm", IDS, removed, facts)
     return direction.cheaper(committed, IDS, facts, Policy(on=True, **policy))
@@ -38,7 +43,7 @@ def test_a_small_layer_under_a_large_active_one_is_pulled() -> None:
     assert (made.stays, made.gone, made.dropped, made.removed) == ("v3", "v2", ("v2",), ("v2",))
     assert (made.copy, made.needs, made.returns) == (100 * MIB, 100 * MIB, 0)
     assert planning.why(made) == (
-        "One layer, up into the one that the guest writes to, which does not stand still. "
+        "One layer, up into the one above, where the guest stays: it does not stand still. "
         "Pulling copies 100.0 MiB, committing 4.0 GiB."
     )
 
@@ -64,7 +69,6 @@ COMMITTED: dict[str, tuple[DiskFacts, str]] = {
         "volume v2 is raw, of an old version",
     ),
     "a leaf that no pull may end in": (seen(1, 1, 100, 4096, v3={"pulls": False}), "or keeps dirty bitmaps"),
-    "a VM that is down": (dataclasses.replace(seen(1, 1, 100, 4096), qemu=look(gone=True).qemu), "the VM is down"),
     "another folder": (seen(1, 1, 100, 4096, v2={"backing": "../images/v1"}), "in another folder"),
     "a file that is no volume": (
         seen(1, 1, 100, 4096, v2={"backing": "x", "parent_id": None, "backing_id": None}),
@@ -87,9 +91,9 @@ def test_pulls_are_off_until_somebody_turns_them_on() -> None:
     bare = MergePlan("vm", "disk", "v2", "v3", None, copy=facts.storage.volumes["v3"].actual_size)
     made = direction.cheaper(bare, IDS, facts, direction.RULE)
     assert made.kind == "active"
-    assert "although pulling would copy 100.0 MiB, committing 4.0 GiB: pulls are off (DRYSTONE_PULLS)" in planning.why(
-        made
-    )
+    why = "pulling would copy 100.0 MiB, committing 4.0 GiB: the VM runs, and pulls are off then (DRYSTONE_PULLS)"
+    assert why in planning.why(made)
+    assert direction.cheaper(bare, IDS, down(facts), direction.RULE).kind == "pull"
 
 
 def test_without_anything_below_no_name_is_written() -> None:
@@ -97,16 +101,54 @@ def test_without_anything_below_no_name_is_written() -> None:
     assert plan(facts, "v0", "v1", "v2").kind == "pull"
 
 
-def test_only_the_active_volume_is_pulled_into() -> None:
-    assert plan(seen(1, 100, 4096, 1), "v1").kind == "internal"
+def test_only_the_active_volume_is_pulled_into_while_the_vm_runs() -> None:
+    facts = seen(1, 100, 4096, 1)
+    assert plan(facts, "v1").kind == "internal"
+    made = plan(down(facts), "v1")
+    assert (made.kind, made.base_id, made.top_id, made.child_id, made.below_id) == ("pull", "v1", "v2", "v3", "v0")
+    assert (made.carrier, made.ground, made.stays, made.dropped) == ("v2", "v0", "v2", ("v1",))
 
 
-def test_a_pull_whose_vm_went_down_is_the_commit_that_it_was_not() -> None:
+def test_a_vm_that_is_down_is_not_pulled_over_volumes_of_different_sizes() -> None:
+    facts = down(seen(1, 1, 100, 4096, v3={"capacity": 2 * GIB}))
+    made = plan(facts, "v2")
+    assert made.kind == "active"
+    assert "volume v2 has another size than v3" in planning.why(made)
+
+
+def test_what_is_not_pulled_inside_a_chain_says_why_too() -> None:
+    assert planning.why(plan(down(seen(1, 1000, 1024, 1)), "v1")).endswith(
+        "the guest does not write to it. Not pulled: pulling would copy 1000.0 MiB, committing 1.0 GiB, which is not "
+        "far more."
+    )
+
+
+def test_a_pull_stays_one_as_long_as_it_may() -> None:
+    facts = seen(1, 1, 100, 4096)
+    made = plan(facts, "v2")
+    for now in (facts, down(facts)):
+        assert direction.now(made, IDS, now, Policy(on=True)) is made
+    assert direction.now(made, IDS, down(facts), Policy(on=False)) is made
+    left = dataclasses.replace(facts, qemu=dataclasses.replace(facts.qemu, chain=("v3", "v1", "v0")))
+    assert direction.now(made, IDS, left, Policy(on=False)) is made, "QEMU is done with it"
+    committed = MergePlan("vm", "disk", "v2", "v3", None)
+    assert direction.now(committed, IDS, down(facts), Policy(on=True)) is committed
+
+
+def test_a_pull_that_is_barred_later_is_the_commit_that_it_was_not() -> None:
     facts = seen(1, 1, 100, 4196)
-    back = direction.down(plan(facts, "v1", "v2"), facts)
+    back = direction.now(plan(facts, "v1", "v2"), IDS, facts, Policy(on=False))
     assert (back.kind, back.below_id, back.dropped) == ("active", None, ("v3", "v2"))
     assert (back.copy, back.needs) == (4296 * MIB, 4296 * MIB)
-    assert planning.why(back).endswith("It was to be pulled, but the VM went down.")
+    said = "It was to be pulled, but now the VM runs, and pulls are off then (DRYSTONE_PULLS)."
+    assert planning.why(back).endswith(said)
+
+
+def test_a_pull_inside_a_chain_is_a_commit_once_the_vm_runs() -> None:
+    facts = seen(1, 100, 4096, 1)
+    back = direction.now(plan(down(facts), "v1"), IDS, facts, Policy(on=True))
+    assert (back.kind, back.child_id, back.dropped, back.copy) == ("internal", "v3", ("v2",), 4096 * MIB)
+    assert "libvirt pulls into its active volume only" in planning.why(back)
 
 
 def test_the_rule_is_an_administrators() -> None:

@@ -114,6 +114,8 @@ COMMIT_PULL = {
     "it runs": (look(job=job(PULL, 5, type="pull")), True, Do.WAIT),
     "a job of ours is adopted": (look(job=job(PULL, 5, type="pull")), False, Do.WAIT),
     "a commit of the same two": (look(job=job(PULL, 5)), True, Do.GIVE_UP),
+    "the agent pulls": (look(gone=True, offline=job(PULL, 5, type="offline_pull")), False, Do.WAIT),
+    "the agent commits the same two": (look(gone=True, offline=job(PULL, 5, type="offline")), False, Do.GIVE_UP),
     "a pull of another one": (look(job=job(PULL, 5, type="pull", base_id="v1")), True, Do.GIVE_UP),
     "QEMU left base: ask once more, for the record": (look(**PULLED), True, Do.ASK),
     "QEMU left base, the header does not say so": (look(qemu=["v3", "v1"]), False, Do.UNKNOWN),
@@ -276,3 +278,11 @@ def test_a_snapshot_is_whole_only_while_nothing_can_have_been_copied(
     facts: DiskFacts, kept: dict[str, Any], wanted: bool
 ) -> None:
     assert chain.whole(INTERNAL, facts, kept) is wanted
+
+
+def test_a_pull_that_turned_back_has_left_its_snapshot_whole() -> None:
+    asked = {"asked": 1, "seen": True, "started": True}
+    assert chain.whole(PULL, look(), asked)
+    assert not chain.whole(ACTIVE, look(), asked)
+    assert not chain.whole(PULL, look(headers={"v3": "v1"}), asked)
+    assert not chain.whole(PULL, look(job=job(PULL, 5, type="pull")), asked)

@@ -18,6 +18,7 @@ import pytest
 
 from services.hostagent.storage import Storage
 from tests.unit.hostagent.storage.room import Disk, Ids, run
+from tests.unit.hostagent.storage.written import Written
 
 
 @pytest.fixture
@@ -119,3 +120,8 @@ def open_in_qemu() -> Iterator[Callable[[Path], subprocess.Popen[bytes]]]:
         for process in made:
             process.kill()
             process.wait()
+
+
+@pytest.fixture
+def written(storage, domain, ids) -> Written:
+    return Written(storage, domain, ids.disk, ids)

@@ -4,74 +4,15 @@ from __future__ import annotations
 
 import json
 import os
-import signal
-import subprocess
-import sys
-from pathlib import Path
 
 import pytest
 
 from contracts import errors
-from services.hostagent import offline_writer
-from tests.unit.hostagent.storage.room import Disk, MiB, qemu_chain, run
+from services.hostagent import offline_copy, offline_writer
+from tests.unit.hostagent.storage.room import MiB, qemu_chain, run
+from tests.unit.hostagent.storage.written import Written, die
 
 RECORD = [f"volume.record.{one}" for one in ("after_top", "after_between", "after_child", "after_base")]
-
-
-class Written(Disk):
-    """A chain of four whose volumes each hold something of their own, over each other."""
-
-    def write(self) -> list[str]:
-        volumes = self.chain("v1", "v2", "v3", "v4")
-        for number, volume in enumerate(volumes, 1):
-            spans = ((0, 2), (4 * number, 4), (40, number))
-            words = [word for at, size in spans for word in ("-c", f"write -P {number} {at}M {size}M")]
-            run("qemu-io", *words, str(self.folder / volume))
-        return volumes
-
-    def reads(self) -> str:
-        """What a guest would read: a digest."""
-        raw = self.folder.parent / "raw"
-        run("qemu-img", "convert", "-O", "raw", str(self.folder / str(self.leaf)), str(raw))
-        run("truncate", "-s", "128M", str(raw))  # an image that grew reads zeros there
-        return run("sha256sum", str(raw)).split()[0]
-
-    def order(self, volumes: list[str], base: int, layers: int = 1) -> dict:
-        top = base + layers
-        ends = {"base": volumes[base], "top": volumes[top], "between": volumes[base + 1 : top][::-1]}
-        child = volumes[top + 1] if top + 1 < len(volumes) else None
-        known = {
-            "vm": self.ids.vm,
-            "space": self.domain,
-            "domain": self.domain,
-            "image": self.image,
-            "bandwidth": 0,
-            "offset": None,
-        }
-        return {**known, **ends, "child": child, "agent": os.getppid()}
-
-    def chain_ids(self) -> list[str]:
-        return [Path(one["filename"]).name for one in qemu_chain(self.folder / str(self.leaf))]
-
-    def meta(self, volume: str) -> str:
-        return (self.folder / f"{volume}.meta").read_text()
-
-
-@pytest.fixture
-def written(storage, domain, ids) -> Written:
-    return Written(storage, domain, ids.disk, ids)
-
-
-def die(order: dict, point: str) -> None:
-    order = {**order, "agent": os.getpid()}
-    done = subprocess.run(
-        [sys.executable, "-m", "services.hostagent.offline_writer", json.dumps(order)],
-        env={**os.environ, "DRYSTONE_CRASH": point},
-        capture_output=True,
-        timeout=60,
-        check=False,
-    )
-    assert done.returncode == -signal.SIGKILL, done
 
 
 @pytest.mark.parametrize(("base", "layers"), [(0, 1), (2, 1), (0, 2), (0, 3)])
@@ -200,7 +141,7 @@ def test_a_volume_that_is_open_is_waited_for_and_then_left_alone(written, open_i
 def test_a_child_that_is_open_after_the_copy_is_no_word_that_nothing_was_copied(written, open_in_qemu, monkeypatch):
     volumes = written.write()
     monkeypatch.setattr(offline_writer, "LOCK_SECONDS", 1.0)
-    monkeypatch.setattr(offline_writer, "_copy", lambda *_: open_in_qemu(written.folder / volumes[2]))
+    monkeypatch.setattr(offline_copy, "down", lambda *_: open_in_qemu(written.folder / volumes[2]))
     with pytest.raises(errors.JobFailed, match="has its file open"):
         offline_writer.merge(written.order(volumes, 0))
     assert written.facts(volumes[2])["backing_id"] == volumes[1]
@@ -216,7 +157,7 @@ def test_a_full_storage_leaves_the_chain_of_before(storage, small_domain, ids, m
         filler.write(b"x" * (offline_writer.files.free(filler.name)[1] - 128 * 1024))
     with pytest.raises(errors.NoSpace, match="merging"):
         offline_writer.merge(order)
-    monkeypatch.setattr(offline_writer.files, "free", lambda _: (2**40, 2**40))  # somebody else takes it meanwhile
+    monkeypatch.setattr(offline_copy.files, "free", lambda _: (2**40, 2**40))  # somebody else takes it meanwhile
     with pytest.raises(errors.NoSpace):
         offline_writer.merge(order)
     assert written.leaf == volumes[1]
@@ -228,8 +169,8 @@ def test_a_full_storage_leaves_the_chain_of_before(storage, small_domain, ids, m
 
 def test_progress_that_comes_too_soon_is_told_a_little_later(capsys, monkeypatch):
     now = [10.0]
-    monkeypatch.setattr(offline_writer.time, "monotonic", lambda: now[0])
-    progress = offline_writer.Progress(1000)
+    monkeypatch.setattr(offline_copy.time, "monotonic", lambda: now[0])
+    progress = offline_copy.Progress(1000)
     for printed, moment in (
         (b"    (0.00/100%)\r", 10.0),
         (b"    (50.", 10.1),

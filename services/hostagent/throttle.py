@@ -1,0 +1,46 @@
+"""Holding a process to so many bytes per second, by stopping it while it is ahead: for programs that have no limit of
+their own (`qemu-img rebase`)."""
+
+from __future__ import annotations
+
+import os
+import signal
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+
+class Throttle:
+    """`look`: seconds between two calls of `hold`, of which each may stop the process or let it go on. What it has not
+    used is lost: a storage that was slow is not made up for by a burst."""
+
+    look = 0.05
+
+    def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
+        self._limit, self._clock = limit, clock
+        self._seen, self._when, self._ahead = 0, clock(), 0.0
+        self.stopped = False
+
+    def hold(self, pid: int) -> None:
+        """A process that is gone is left alone."""
+        try:
+            stop = self.is_ahead(_written(pid))
+            if stop is not self.stopped:
+                os.kill(pid, signal.SIGSTOP if stop else signal.SIGCONT)
+                self.stopped = stop
+        except (ProcessLookupError, FileNotFoundError):
+            return
+
+    def is_ahead(self, written: int) -> bool:
+        """`written`: bytes since its beginning."""
+        now = self._clock()
+        allowed = self._limit * (now - self._when)
+        self._ahead = max(0.0, self._ahead + (written - self._seen) - allowed)
+        self._seen, self._when = written, now
+        return self._ahead > 0
+
+
+def _written(pid: int) -> int:
+    """Bytes that a process gave to write calls. Raises FileNotFoundError, ProcessLookupError."""
+    fields = dict(line.split(": ") for line in Path(f"/proc/{pid}/io").read_text().splitlines())
+    return int(fields["wchar"])
