@@ -10,15 +10,20 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-class Throttle:
-    """`look`: seconds between two calls of `hold`, of which each may stop the process or let it go on. What it has not
-    used is lost: a storage that was slow is not made up for by a burst."""
+FASTEST = 2 * 10**9  # bytes a second that a storage may take at most, as far as we have seen
+SHORTEST, LONGEST = 0.002, 0.2  # seconds between two looks
 
-    look = 0.05
+
+class Throttle:
+    """`look`: seconds until `hold` is to be called again, which stops the process or lets it go on. What it has not used
+    is lost: a storage that was slow is not made up for by a burst."""
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._clock = limit, clock
         self._seen, self._when, self._ahead = 0, clock(), 0.0
+        # between two looks even the fastest storage takes no more than is allowed in a quarter of a second
+        self._slice = min(LONGEST, max(SHORTEST, limit / 4 / FASTEST))
+        self.look = self._slice
         self.stopped = False
 
     def hold(self, pid: int) -> None:
@@ -37,6 +42,7 @@ class Throttle:
         allowed = self._limit * (now - self._when)
         self._ahead = max(0.0, self._ahead + (written - self._seen) - allowed)
         self._seen, self._when = written, now
+        self.look = min(LONGEST, max(SHORTEST, self._ahead / self._limit)) if self._ahead else self._slice
         return self._ahead > 0
 
 

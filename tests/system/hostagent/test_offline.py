@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import subprocess
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,16 +133,15 @@ def test_layers_go_up_into_top_and_nothing_is_lost(vm: OfflineVm, base: int, lay
 @pytest.mark.chaos
 @pytest.mark.parametrize("pull", [False, True])
 def test_its_progress_is_seen_and_it_ends_when_it_is_cancelled(vm: OfflineVm, pull: bool) -> None:
+    behind = str(vm.folder() / vm.volumes[0][2])  # what the guest writes, for a copy that lasts some seconds
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q 48M 12M", behind], check=True, timeout=60)
     request = vm.offline(2, bandwidth=SLOW, pull=pull)
     vm.begin(request)
     wait.until("some progress", lambda: (vm.job() or {"cur": 0})["cur"] > 0, 30)
     job = vm.job()
     assert job is not None
-    assert (job["type"], job["top_id"], job["speed"]) == (
-        "offline_pull" if pull else "offline",
-        request["top_id"],
-        SLOW,
-    )
+    kind = "offline_pull" if pull else "offline"
+    assert (job["type"], job["top_id"], job["speed"]) == (kind, request["top_id"], SLOW)
     (vm.cancel_pull if pull else vm.cancel)(request)
     assert vm.job() is None
     assert vm.leaf() == request["top_id"]

@@ -9,7 +9,7 @@ import pytest
 from contracts import errors
 from deploy.stack import proc, wait
 from services.hostagent import offline_copy, offline_writer
-from services.hostagent.throttle import Throttle
+from services.hostagent.throttle import LONGEST, SHORTEST, Throttle
 from tests.unit.hostagent.storage.room import MiB, qemu_chain, run
 from tests.unit.hostagent.storage.written import Written, die
 
@@ -155,6 +155,10 @@ def test_who_is_ahead_stands_still_until_its_time_has_come():
         now[0] = moment
         seen.append(throttle.is_ahead(written))
     assert seen == [False, True, True, False, False, False, False, True]
+    assert throttle.look == LONGEST
+    now[0] = 62.9
+    assert throttle.is_ahead(800) is False
+    assert throttle.look == SHORTEST
 
 
 def test_a_process_is_stopped_and_goes_on():
