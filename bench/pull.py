@@ -1,7 +1,7 @@
 """A layer of 100 MiB under an active one of 4 GiB, removed through Drystone, which pulls it up, beside a plain commit.
 
 On a disk in memory, an idle guest, both sides to the same durable end as in merge.py: the plain side is `virsh
-blockcommit --active --wait --pivot`, rm of the old top and a sync of its folder; with the VM down it is `qemu-img commit`.
+blockcommit --active --wait --pivot`, rm of the old top and a sync of its folder; with the VM down `qemu-img commit`.
 """
 
 from __future__ import annotations

@@ -53,7 +53,7 @@ class FakeClock:
 
 def iso(moment: datetime.datetime) -> str:
     """`2026-01-01T00:00:00.000000Z`: how times are written on the bus and in the API."""
-    return moment.astimezone(datetime.UTC).strftime("%Y-%m-%dT%H:%M:%S.%fZ")
+    return f"{moment.astimezone(datetime.UTC).replace(tzinfo=None).isoformat(timespec='microseconds')}Z"
 
 
 def parse(text: str) -> datetime.datetime:

@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 from marshmallow import Schema, ValidationError
 
+from contracts import fitting
 from contracts.errors import ALWAYS, BadRequest, Problem
 
 
@@ -62,9 +63,19 @@ def _made(schema: type[Schema]) -> Schema:
     return schema()
 
 
+@functools.cache
+def _taker(schema: type[Schema]) -> fitting.Take | None:
+    return fitting.taker(_made(schema))
+
+
 def _load(schema: type[Schema], body: Any, *, unknown: Literal["raise", "exclude"]) -> dict[str, Any]:
+    take = _taker(schema)
+    loaded: dict[str, Any]
+    if take is not None and (taken := take(body)) is not fitting.MISFIT:
+        loaded = taken
+        return loaded
     try:
-        loaded: dict[str, Any] = _made(schema).load(body, unknown=unknown)
+        loaded = _made(schema).load(body, unknown=unknown)
     except ValidationError as problem:
         raise BadRequest(errors=problem.messages) from None
     return loaded

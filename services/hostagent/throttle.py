@@ -9,14 +9,13 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-
 FASTEST = 2 * 10**9  # bytes a second that a storage may take at most, as far as we have seen
 SHORTEST, LONGEST = 0.002, 0.2  # seconds between two looks
 
 
 class Throttle:
-    """`look`: seconds until `hold` is to be called again, which stops the process or lets it go on. What it has not used
-    is lost: a storage that was slow is not made up for by a burst."""
+    """`look`: seconds until `hold` is to be called again, which stops the process or lets it go on. What it has not
+    used is lost: a storage that was slow is not made up for by a burst."""
 
     def __init__(self, limit: int, clock: Callable[[], float] = time.monotonic) -> None:
         self._limit, self._clock = limit, clock

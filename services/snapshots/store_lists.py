@@ -33,14 +33,15 @@ def page(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     ordered = query.order_by(column.desc(), key.desc()) if down else query.order_by(column, key)
     rows = session.execute(ordered.limit(request["limit"] + 1)).all()
     more = rows[request["limit"] - 1] if len(rows) > request["limit"] else None
-    total, size, returns = session.execute(_sums(where)).one()
+    scanned = sa.select(scans.c.scanned_at).where(scans.c.domain_id == request["id"]).scalar_subquery()
+    total, size, returns, moment = session.execute(_sums(where).add_columns(scanned)).one()
     return {
         "items": [_told(row) for row in rows[: request["limit"]]],
         "next": None if more is None else json.dumps([_plain(more, name), more.volume_id], ensure_ascii=False),
         "total": total,
         "size": int(size or 0),
         "returns": int(returns or 0),
-        "scanned_at": scanned_at(session, request["id"]),
+        "scanned_at": clock.iso(moment) if moment is not None else None,
     }
 
 
@@ -80,6 +81,7 @@ def _where(domain_id: str, request: Mapping[str, Any]) -> list[Any]:
 
 
 _SHOWN = [column for column in overview.c if column.name not in LONG.values()]
+_NAMES = [column.name for column in _SHOWN]
 _WORDS = (overview.c.description, overview.c.alias, overview.c.vm_name)
 
 
@@ -120,12 +122,13 @@ def _plain(row: Any, name: str) -> Any:
 
 
 def _told(row: Any) -> dict[str, Any]:
-    told = dict(row._mapping)
+    told = dict(zip(_NAMES, row, strict=True))
     for name in ("size", "returns"):
         told[name] = None if told[name] == UNSEEN else told[name]
-    made_at = None if told["made_at"] == UNSEEN_TIME else clock.iso(told["made_at"])
-    taken_at = clock.iso(told["taken_at"])
-    return {**told, "taken_at": taken_at, "made_at": made_at, "removable": told["reason"] is None}
+    told["made_at"] = None if told["made_at"] == UNSEEN_TIME else clock.iso(told["made_at"])
+    told["taken_at"] = clock.iso(told["taken_at"])
+    told["removable"] = told["reason"] is None
+    return told
 
 
 # -- what is odd on a domain ------------------------------------------------------------------------------
