@@ -179,29 +179,28 @@ class Strange(fields.String):
     """Nobody here knows what it does."""
 
 
-@pytest.mark.parametrize(
-    "field",
-    [
-        Strange(),
-        fields.String(data_key="other"),
-        fields.String(attribute="other"),
-        fields.String(post_load=str.upper),
-        fields.String(validate=lambda _: True),
-        fields.Integer(validate=validate.Range(0, 5)),
-        fields.Integer(strict=True),
-        fields.Integer(strict=True, validate=validate.Range(0, 5, min_inclusive=False)),
-        fields.Integer(strict=True, validate=validate.Range(0)),
-        fields.Boolean(),
-        fields.Float(allow_nan=True),
-        fields.Float(allow_nan=False, validate=validate.Range(0, 5)),
-        fields.Dict(values=fields.String()),
-        fields.List(Strange(), validate=validate.Length(max=5)),
-        fields.List(fields.String()),
-        fields.List(fields.String(), validate=validate.Length(1, 5)),
-        fields.Nested({"a": Strange()}),
-        fields.Nested({"a": fields.String()}, many=True),
-    ],
-    ids=repr,
-)
+STRANGE = {
+    "a class": Strange(),
+    "another name outside": fields.String(data_key="other"),
+    "another name inside": fields.String(attribute="other"),
+    "something done after": fields.String(post_load=str.upper),
+    "a rule of one's own": fields.String(validate=lambda _: True),
+    "a number from text": fields.Integer(validate=validate.Range(0, 5)),
+    "a number without a range": fields.Integer(strict=True),
+    "a range without its end": fields.Integer(strict=True, validate=validate.Range(0, 5, min_inclusive=False)),
+    "half a range": fields.Integer(strict=True, validate=validate.Range(0)),
+    "yes and no": fields.Boolean(),
+    "infinity": fields.Float(allow_nan=True),
+    "a range of fractions": fields.Float(allow_nan=False, validate=validate.Range(0, 5)),
+    "values of an object": fields.Dict(values=fields.String()),
+    "a list of it": fields.List(Strange(), validate=validate.Length(max=5)),
+    "a list without an end": fields.List(fields.String()),
+    "a list that may not be empty": fields.List(fields.String(), validate=validate.Length(1, 5)),
+    "an object with it": fields.Nested({"a": Strange()}),
+    "many objects": fields.Nested({"a": fields.String()}, many=True),
+}
+
+
+@pytest.mark.parametrize("field", STRANGE.values(), ids=STRANGE)
 def test_a_schema_with_something_unknown_has_none(field: Any) -> None:
     assert fitting.taker(Schema.from_dict({"field": field})()) is None
