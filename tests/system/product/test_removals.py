@@ -1,5 +1,6 @@
 """Removals of many snapshots on real machines: the guest writes all the time, and nothing of it is lost."""
 
+import hashlib
 import json
 import subprocess
 from collections.abc import Callable
@@ -8,7 +9,8 @@ import pytest
 
 from client.errors import ApiError
 from deploy.stack import wait
-from deploy.world import Machine
+from deploy.world import Machine, World
+from tests.chaos import operations
 from tests.system.product import deaths
 
 pytestmark = pytest.mark.lab
@@ -109,3 +111,39 @@ def test_sixty_layers_collapse_to_one_with_one_request(writing_vm: VmOf) -> None
     assert deaths.end_of(vm, removal["id"], 180)["state"] == "done"
     assert backing_names(vm) == [vm.chain()[0]["volume_id"]]
     deaths.assert_whole(vm, snapshots=1)
+
+
+@pytest.mark.chaos
+def test_a_hundred_snapshots_of_twenty_vms_go_with_one_request(world: World, writing_vm: VmOf) -> None:
+    """Four of the VMs run and write all the time, sixteen are down; each layer of those holds something of its own."""
+    running = [writing_vm(rate_kib=512) for _ in range(4)]
+    taken = [one for vm in running for one in take(vm, 5, writes=8)]
+    down = [world.machine(f"down-{number}", mib=64) for number in range(16)]
+    for vm in down:
+        for layer in range(5):
+            operations.fill(vm, 0, f"{layer + 1}M 2M")
+            taken.append(vm.snapshot(f"layer {layer}"))
+    assert len(taken) == 100
+    before = [reads(vm) for vm in down]
+    plan = world.api.remove_snapshots({"snapshots": taken, "dry_run": True})
+    assert [merge["layers"] for merge in plan["merges"]] == [5] * 20
+    removal = world.api.remove_snapshots({"snapshots": taken})
+    assert deaths.end_of(running[0], removal["id"], 300)["state"] == "done"
+    told = world.api.removal(removal["id"])
+    assert [item["state"] for item in told["items"]] == ["done"] * 100
+    for vm in running:
+        deaths.assert_whole(vm, snapshots=0)
+    assert [reads(vm) for vm in down] == before
+    assert [(len(vm.chain()), len(vm.files())) for vm in down] == [(1, 1)] * 16
+    for vm in down:
+        world.api.vms.delete(vm.id, world.api.vms.get(vm.id)["version"])
+
+
+def reads(vm: Machine) -> str:
+    """A digest of all that the disk of a VM that is down holds."""
+    leaf = vm.folder() / vm.chain()[-1]["volume_id"]
+    raw = vm.log.with_suffix(".raw")
+    subprocess.run(["qemu-img", "convert", "-O", "raw", str(leaf), str(raw)], check=True, timeout=60)
+    digest = hashlib.sha256(raw.read_bytes()).hexdigest()
+    raw.unlink()
+    return digest
