@@ -13,6 +13,7 @@ from tests.chaos.operations import Operation
 from tests.chaos.place import Place
 
 PARTS = ("", ".meta", ".lease")  # the files of a volume
+BACK = 20.0  # seconds in which an agent finds its libvirtd again, and inventory hears of it
 
 
 def assert_whole(place: Place, operation: Operation, made: str | None) -> None:
@@ -36,13 +37,17 @@ def assert_whole(place: Place, operation: Operation, made: str | None) -> None:
 
 
 def all_sides_agree(place: Place, vm: Machine, disk: int, layers: int) -> None:
-    """The database, QEMU, libvirt and the storage have the same chain."""
+    """The database, QEMU, libvirt and the storage have the same chain, once libvirt can be asked."""
 
     def look() -> Any:
         told = vm.api.chain(vm.disks[disk])
-        return told if told["facts"] else None
+        return told if told["facts"] and told["facts"]["libvirt"]["state"] != "away" else None
 
-    told = place.until("the facts of the disk", look, 20)
+    def diagnose() -> Any:
+        found = vm.api.diagnose_disk(vm.disks[disk])
+        return found if "not_seen" not in [one["code"] for one in found["differences"]] else None
+
+    told = place.until("the facts of the disk, libvirt's too", look, BACK)
     volumes = [str(row["volume_id"]) for row in told["volumes"]]
     seen = told["facts"]
     assert len(volumes) == layers, f"disk {disk} has {len(volumes)} volumes in the database, not {layers}"
@@ -50,7 +55,7 @@ def all_sides_agree(place: Place, vm: Machine, disk: int, layers: int) -> None:
     assert seen["storage"]["leaf"] == volumes[-1], f"the storage's leaf is {seen['storage']['leaf']}"
     assert seen["unsure"] is None, f"the VM is unsure: {seen['unsure']}"
     assert seen["qemu"]["job"] is None, f"a job is left: {seen['qemu']['job']}"
-    differences = vm.api.diagnose_disk(vm.disks[disk])["differences"]
+    differences = place.until("a host that the doctor can ask", diagnose, BACK)["differences"]
     assert not differences, f"the doctor says: {differences}"
 
 

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from deploy.stack import wait
 from tests.chaos import whole
 
 CHAIN = ["v1", "v2"]
@@ -20,9 +21,10 @@ class Api:
         self.facts: dict[str, Any] = {
             "qemu": {"chain": CHAIN[::-1], "job": None},
             "storage": {"leaf": "v2"},
+            "libvirt": {"state": "running"},
             "unsure": None,
         }
-        self.differences: list[str] = []
+        self.differences: list[dict[str, str]] = []
         self.leftovers = 0
 
     def chain(self, _disk: str) -> dict[str, Any]:
@@ -53,7 +55,7 @@ def place(tmp_path: Path) -> Any:
         images=folder,
         world=SimpleNamespace(domain_id="domain"),
         stack=SimpleNamespace(folder=tmp_path),
-        until=lambda _what, look, _seconds: look(),
+        until=lambda what, look, _seconds: wait.until(what, look, 0.2),
     )
 
 
@@ -97,8 +99,18 @@ def test_a_job_that_is_left_and_a_difference_that_the_doctor_finds_are_named(pla
     with pytest.raises(AssertionError, match="a job is left"):
         whole.all_sides_agree(place, place.vm, 0, layers=2)
     place.api.facts["qemu"]["job"] = None
-    place.api.differences = ["left_over"]
+    place.api.differences = [{"code": "left_over"}]
     with pytest.raises(AssertionError, match="the doctor says"):
+        whole.all_sides_agree(place, place.vm, 0, layers=2)
+
+
+def test_a_libvirt_that_stays_away_and_a_host_that_nobody_can_ask_are_no_end(place: Any) -> None:
+    place.api.facts["libvirt"] = {"state": "away"}
+    with pytest.raises(wait.NotInTime, match="libvirt's too"):
+        whole.all_sides_agree(place, place.vm, 0, layers=2)
+    place.api.facts["libvirt"] = {"state": "running"}
+    place.api.differences = [{"code": "not_seen"}]
+    with pytest.raises(wait.NotInTime, match="a host that the doctor can ask"):
         whole.all_sides_agree(place, place.vm, 0, layers=2)
 
 
