@@ -79,8 +79,10 @@ def down(work: Work, volumes: Volumes) -> None:
 
 
 def up(work: Work, volumes: Volumes, ground: str | None) -> None:
-    """The header of top names the ground (None: nothing) then."""
-    words = ["qemu-img", "rebase", "-p", "-f", _QEMU_FORMAT[volumes[work.top].format], "-b", ground or ""]
+    """The header of top names the ground (None: nothing) then. Each write goes through to the storage with its tables:
+    what qemu-img writes at its end only, when it closes a file, may fail without that it says so by its status."""
+    how = ["-p", "-t", "writethrough", "-f", _QEMU_FORMAT[volumes[work.top].format]]
+    words = ["qemu-img", "rebase", *how, "-b", ground or ""]
     if ground is not None:
         words += ["-F", _QEMU_FORMAT[volumes[ground].format]]
     _run(work, volumes, [*words, work.top], Throttle(work.bandwidth) if work.bandwidth else None)
@@ -98,8 +100,12 @@ def _run(work: Work, volumes: Volumes, words: Sequence[str], throttle: Throttle 
         pass_fds=() if lease is None else (lease,),
         preexec_fn=_die_with_us,  # noqa: PLW1509 - this process has one thread
     ) as running:
-        said = _follow(running, work.agent, lease, end, throttle)
-    if running.returncode != 0:
+        try:
+            said = _follow(running, work.agent, lease, end, throttle)
+        except BaseException:
+            running.kill()  # it may be stopped: nothing else ends it then, and it has the lease
+            raise
+    if running.returncode != 0 or _complains(said):
         raise _failed(work, said or f"qemu-img ended with {running.returncode}", needs)
 
 
@@ -148,6 +154,11 @@ class Progress:
         if self.percent != self.told and time.monotonic() - self.when > TELL:
             self.told, self.when = self.percent, time.monotonic()
             say({"cur": int(self.end * self.percent / 100), "end": self.end})
+
+
+def _complains(said: str) -> bool:
+    """Of anything but a warning: it ends well although it could not flush a file that it closed."""
+    return any("warning:" not in line for line in said.splitlines() if line.strip())
 
 
 def _hung_up(lease: int | None) -> bool:

@@ -103,7 +103,7 @@ def _refuse_unfit(image: str, volumes: Volumes, downwards: Sequence[str], below:
     """What may not be pulled, or not by qemu-img: some versions of it never end where a volume is smaller than the one
     above it. Raises ChainDiffers; services/snapshots/direction.py plans no such pull."""
     top, base = volumes[downwards[0]], volumes[downwards[-1]]
-    if base.backing != below:
+    if base.backing != below or base.elsewhere:
         reason = f"volume {base.id} stands on {base.backing}, not on {below}"
         raise errors.ChainDiffers(disk_id=image, reason=reason)
     for one in (volumes[volume_id] for volume_id in downwards):

@@ -216,9 +216,11 @@ def whole(plan: MergePlan, facts: DiskFacts, kept: Mapping[str, Any]) -> bool:
     """Was nothing copied into base, so that its snapshot is what it was? Of a merge that turned back.
 
     `kept`: what its flow wrote down: `asked` and `untouched` (asks for the copy, and those of them that were refused
-    before QEMU was asked), `seen` (a job on the disk, whose ever). Where one answer is missing nobody knows. A pull
-    writes nothing but top, so there it is enough that base is still where it was.
+    before QEMU was asked), `seen` (a job on the disk, whose ever), `foreign` (one that was not ours). Where one answer
+    is missing nobody knows. A pull writes nothing but top, so there it is enough that base is still where it was.
     """
+    if kept.get("foreign"):
+        return False
     asked = kept.get("seen") or kept.get("started") or kept.get("asked", 0) != kept.get("untouched", 0)
     if asked and not plan.pull:
         return False
@@ -254,8 +256,12 @@ def commit(plan: MergePlan, facts: DiskFacts, started: bool) -> Verdict:
         return Verdict(Do.UNKNOWN, facts.unknown)
     if merged(plan, facts):
         return _xml_caught_up(plan, facts)
-    if facts.qemu.state == "absent":
-        return _down(plan, facts)
+    return _down(plan, facts) if facts.qemu.state == "absent" else _live(plan, facts, started)
+
+
+def _live(plan: MergePlan, facts: DiskFacts, started: bool) -> Verdict:
+    if facts.offline is not None:
+        return Verdict(Do.UNKNOWN, "a QEMU was started while the agent merges; one of the two has to end")
     if facts.qemu.job is not None:
         return _running(plan, facts, facts.qemu.job, started)
     if not plan.active and plan.gone not in facts.qemu.chain and _moved(plan, facts, recorded=False):

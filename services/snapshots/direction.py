@@ -47,8 +47,9 @@ def cheaper(plan: MergePlan, chain: Sequence[str], facts: DiskFacts, policy: Pol
 def now(plan: MergePlan, chain: Sequence[str], facts: DiskFacts, policy: Policy) -> MergePlan:
     """What becomes of a plan that was made while the VM ran, or while it was down. A pull that is barred now is the
     commit that does the same: what was pulled already is in top twice, and goes. Once QEMU has left base there is no
-    way but to record it."""
-    if not plan.pull or (facts.qemu.alive and plan.gone not in facts.qemu.chain):
+    way but to record it; what is at work keeps the ends that it was asked for with."""
+    at_work = facts.job is not None or facts.libvirt.job is not None
+    if not plan.pull or at_work or (facts.qemu.alive and plan.gone not in facts.qemu.chain):
         return plan
     if (barred := _barred(plan, chain, facts, policy)) is None:
         return plan

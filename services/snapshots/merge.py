@@ -38,10 +38,6 @@ from services.snapshots.store_jobs import MergeRow
 NAME = "merge"
 PIVOTS = 3  # refused pivots before the merge is cancelled
 HELD_SECONDS = 3.0  # between two asks for a lease that is held: another disk of the VM is merged perhaps, for an hour
-# Answers to `start_commit` after which nothing was copied: what they name was in the chain before any ask, and the
-# agent looks for it before it asks QEMU. No others: a HypervisorRefused is libvirt's word, ForeignJob and ChainDiffers
-# say that somebody else works on the volumes, and what passes (storage, VM) may follow a job that had begun.
-UNTOUCHED = frozenset(kind.code for kind in (errors.BackingOutside, errors.BackingTooLong, errors.VolumeInUse))
 _log = logs.get("snapshots")
 
 
@@ -98,8 +94,7 @@ class Merge:
         started = bool(flow.data.get("started"))
         verdict = chain.commit(row.plan, facts, started)
         job = facts.job
-        if job is not None and not flow.data.get("seen"):
-            flow.save(seen=True)
+        watch.worker(flow, row, job)
         if verdict.do in (Do.WAIT, Do.GO_ON) and job is not None:
             if not started and facts.qemu.job is not None:  # adopted: from now on a job that is gone has failed
                 flow.save(started=True)
@@ -111,12 +106,13 @@ class Merge:
 
     def commit(self, flow: Flow) -> None:
         row, facts = self._look(flow)
+        _sure(row, facts)
         row = turned(self.desk, flow, row, facts)
         if facts.qemu.state == "absent":
             ask_offline(self.desk, flow, row)
             return
         request = {**merge_asks.merge(flow, row), "bandwidth": row.bandwidth}
-        with counted(flow), peers.patient(peers.TURNED):
+        with watch.counted(flow), peers.patient(peers.TURNED):
             self.desk.peers.ask(row.host_id, merge_asks.start(row), request)
         flow.save(started=True, offline=False)
 
@@ -277,7 +273,7 @@ def ask_offline(desk: Desk, flow: Flow, row: MergeRow) -> None:
         lease, wait = desk.peers.vm_lease(row.vm_id, row.host_id, "its snapshots are merged")
         if wait:
             raise errors.LeaseHeld(vm_id=row.vm_id, holder="nobody; a start was asked for, and goes first")
-        with counted(flow):
+        with watch.counted(flow):
             desk.peers.ask(row.host_id, hostagent.merge_offline, merge_asks.offline(flow, row, lease))
     with flow.write() as session:  # a short one has ended before it is looked at
         cur, end = store_jobs.merge(session, flow.id).bytes_merged, row.plan.copy
@@ -329,18 +325,6 @@ def follow(desk: Desk, flow: Flow, row: MergeRow, *, silent: bool) -> MergeRow |
     return dataclasses.replace(row, host_id=host_id)
 
 
-@contextlib.contextmanager
-def counted(flow: Flow) -> Iterator[None]:
-    """Write an ask for the copy down before it is made, and whether its answer proves that nothing was copied."""
-    flow.save(asked=int(flow.data.get("asked") or 0) + 1)
-    try:
-        yield
-    except errors.Problem as problem:
-        if problem.code in UNTOUCHED:
-            flow.save(untouched=int(flow.data.get("untouched") or 0) + 1)
-        raise
-
-
 def _find_room(session: Session, plan: MergePlan, row: MergeRow, free: int) -> None:
     """Raises NoSpace, or Unknown while others are at work: they give space back when they end."""
     promised = store_jobs.promised(session, row.domain_id, row.id)
@@ -365,8 +349,7 @@ def keep_plan(session: Session, merge_id: str, plan: MergePlan, facts: DiskFacts
 
 def keep_stall(session: Session, row: MergeRow, told: dict[str, Any]) -> None:
     """An ask that finishes what another began answers 0 for what was done before: keep the larger numbers."""
-    had = row.stall or {}
-    stall = {part: max(float(had.get(part, 0)), float(number)) for part, number in told.items()}
+    stall = {part: max(float((row.stall or {}).get(part, 0)), float(number)) for part, number in told.items()}
     store_jobs.change_merge(session, row.id, stall=stall)
 
 
@@ -379,10 +362,14 @@ def _result(merge: MergeRow) -> dict[str, Any]:
     return {"bytes_merged": merge.bytes_merged, "bytes_returned": merge.bytes_returned, "stall": merge.stall}
 
 
-def _refuse_to_turn(row: MergeRow, facts: DiskFacts) -> None:
-    """Raises GoOn once the image has moved, Unknown while nobody can say."""
+def _sure(row: MergeRow, facts: DiskFacts) -> None:
     if facts.unknown:
         raise Unknown(errors.VmUnsure(vm_id=row.vm_id, reason=facts.unknown))
+
+
+def _refuse_to_turn(row: MergeRow, facts: DiskFacts) -> None:
+    """Raises GoOn once the image has moved, Unknown while nobody can say."""
+    _sure(row, facts)
     if chain.merged(row.plan, facts):
         raise GoOn("what stays holds everything already")
 

@@ -1,18 +1,48 @@
-"""What is watched while a merge copies: the space that is left, and whether it gets nearer to its end."""
+"""What is watched while a merge copies: who works, the space that is left, and whether it gets nearer to its end."""
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
+from collections.abc import Iterator
 
 from chassis import logs
 from chassis.steps import Failed, Flow
+from contracts import errors
 from services.snapshots import chain, jobs, pace, store_jobs
 from services.snapshots.desk import Desk
-from services.snapshots.facts import DiskFacts
+from services.snapshots.facts import DiskFacts, Job
 from services.snapshots.pace import Pace
 from services.snapshots.store_jobs import MergeRow
 
+# Answers to `start_commit` after which nothing was copied: what they name was in the chain before any ask, and the
+# agent looks for it before it asks QEMU. No others: a HypervisorRefused is libvirt's word, ForeignJob and ChainDiffers
+# say that somebody else works on the volumes, and what passes (storage, VM) may follow a job that had begun.
+UNTOUCHED = frozenset(kind.code for kind in (errors.BackingOutside, errors.BackingTooLong, errors.VolumeInUse))
 _log = logs.get("snapshots")
+
+
+def worker(flow: Flow, row: MergeRow, job: Job | None) -> None:
+    """Write down that somebody works on the disk, and whether it is us: a merge that turns back asks for it
+    (chain.whole)."""
+    if job is None:
+        return
+    if not flow.data.get("seen"):
+        flow.save(seen=True)
+    if not chain.ours(row.plan, job) and not flow.data.get("foreign"):
+        flow.save(foreign=True)
+
+
+@contextlib.contextmanager
+def counted(flow: Flow) -> Iterator[None]:
+    """Write an ask for the copy down before it is made, and whether its answer proves that nothing was copied."""
+    flow.save(asked=int(flow.data.get("asked") or 0) + 1)
+    try:
+        yield
+    except errors.Problem as problem:
+        if problem.code in UNTOUCHED:
+            flow.save(untouched=int(flow.data.get("untouched") or 0) + 1)
+        raise
 
 
 def space(desk: Desk, flow: Flow, row: MergeRow, facts: DiskFacts) -> None:

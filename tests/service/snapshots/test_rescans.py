@@ -71,7 +71,8 @@ def test_what_a_guest_writes_and_what_belongs_to_nothing_comes_by_itself(
         del site.volumes(disk_id)[made]
     site.until(lambda: leftovers(site) == [], "its end")
     scans = len(host.asked("scan_domain"))
-    site.until(lambda: len(host.asked("scan_domain")) >= scans + 3, "more scans")
+    # each is followed by a rest of twenty times as long as it took, which on a busy machine is long
+    site.until(lambda: len(host.asked("scan_domain")) >= scans + 2, "more scans", 200)
     assert process.log.count(" new, ") == 2  # where something changed, and nowhere else
 
 

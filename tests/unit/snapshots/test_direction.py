@@ -11,7 +11,7 @@ from services.snapshots import chain, direction, planning
 from services.snapshots.direction import Policy
 from services.snapshots.facts import DiskFacts
 from services.snapshots.plan import MergePlan
-from tests.unit.snapshots.looks import GIB, look, volume
+from tests.unit.snapshots.looks import GIB, job, look, volume
 
 MIB = 2**20
 IDS = ("v0", "v1", "v2", "v3")
@@ -131,6 +131,8 @@ def test_a_pull_stays_one_as_long_as_it_may() -> None:
     assert direction.now(made, IDS, down(facts), Policy(on=False)) is made
     left = dataclasses.replace(facts, qemu=dataclasses.replace(facts.qemu, chain=("v3", "v1", "v0")))
     assert direction.now(made, IDS, left, Policy(on=False)) is made, "QEMU is done with it"
+    pulls = dataclasses.replace(facts, offline=job(made, 5, type="offline_pull"))
+    assert direction.now(made, IDS, pulls, Policy(on=False)) is made, "somebody is at work"
     committed = MergePlan("vm", "disk", "v2", "v3", None)
     assert direction.now(committed, IDS, down(facts), Policy(on=True)) is committed
 

@@ -114,6 +114,11 @@ COMMIT_PULL = {
     "it runs": (look(job=job(PULL, 5, type="pull")), True, Do.WAIT),
     "a job of ours is adopted": (look(job=job(PULL, 5, type="pull")), False, Do.WAIT),
     "a commit of the same two": (look(job=job(PULL, 5)), True, Do.GIVE_UP),
+    "a QEMU came up beside the agent's pull": (
+        look(state="paused", offline=job(PULL, 5, type="offline_pull")),
+        False,
+        Do.UNKNOWN,
+    ),
     "the agent pulls": (look(gone=True, offline=job(PULL, 5, type="offline_pull")), False, Do.WAIT),
     "the agent commits the same two": (look(gone=True, offline=job(PULL, 5, type="offline")), False, Do.GIVE_UP),
     "a pull of another one": (look(job=job(PULL, 5, type="pull", base_id="v1")), True, Do.GIVE_UP),
@@ -284,5 +289,6 @@ def test_a_pull_that_turned_back_has_left_its_snapshot_whole() -> None:
     asked = {"asked": 1, "seen": True, "started": True}
     assert chain.whole(PULL, look(), asked)
     assert not chain.whole(ACTIVE, look(), asked)
+    assert not chain.whole(PULL, look(), {**asked, "foreign": True})
     assert not chain.whole(PULL, look(headers={"v3": "v1"}), asked)
     assert not chain.whole(PULL, look(job=job(PULL, 5, type="pull")), asked)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import os
+import shutil
+import signal
 import subprocess
 
 import pytest
@@ -119,6 +122,48 @@ def test_a_full_storage_leaves_the_chain_of_before(storage, small_domain, ids, m
     pull(written, volumes, 0)
     assert (written.leaf, written.chain_ids()) == (volumes[1], [volumes[1]])
     run("qemu-io", "-c", "read -P 7 0 256k", str(written.folder / volumes[1]))
+
+
+@pytest.fixture
+def complaining(tmp_path, monkeypatch):
+    """A qemu-img that does all and ends well, and says that it could not write out what it closed."""
+    real = shutil.which("qemu-img")
+    folder = tmp_path / "bin"
+    folder.mkdir()
+    program = folder / "qemu-img"
+    flush = "qemu-img: Failed to flush the L2 block cache: No space left on device"
+    program.write_text(f'#!/bin/sh\n[ "$1" = rebase ] && echo "{flush}" >&2\nexec {real} "$@"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{folder}:{os.environ['PATH']}")
+    yield
+    monkeypatch.undo()
+
+
+def test_who_complains_has_failed_although_it_ends_well(written, storage, complaining):
+    volumes = written.write()
+    before = written.reads()
+    with pytest.raises(errors.NoSpace):
+        pull(written, volumes, 1)
+    assert written.facts(volumes[1])["legality"] == "legal"
+    assert storage.put_back(written.domain, written.image) == {volumes[2]: volumes[1]}
+    assert (written.chain_ids(), written.reads()) == (volumes[::-1], before)
+
+
+def test_who_tells_nobody_leaves_no_qemu_img_that_stands_still(written, monkeypatch):
+    """The agent is gone while qemu-img is stopped for its limit: nothing but a kill ends that one."""
+    volumes, pids = written.write(), []
+
+    class Stopped(Throttle):
+        def hold(self, pid):
+            pids.append(pid)
+            os.kill(pid, signal.SIGSTOP)
+            raise BrokenPipeError
+
+    monkeypatch.setattr(offline_copy, "Throttle", Stopped)
+    with pytest.raises(errors.StorageFailed):
+        pull(written, volumes, 1, bandwidth=MiB)
+    assert proc.state(pids[0]) == ""
+    assert written.chain_ids() == volumes[::-1]
 
 
 def test_a_pull_with_a_limit_is_held_to_it(written, monkeypatch):
