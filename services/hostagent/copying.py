@@ -115,7 +115,7 @@ def _look(wanted: creation.Wanted, source: str, leaf: chain.Volume) -> int:
 
 
 def _measure(wanted: creation.Wanted, source: str, leaf: chain.Volume) -> int:
-    command = ["qemu-img", "measure", "--output=json", "-f", creation.QEMU_FORMAT[leaf.format], "-O", "qcow2", source]
+    command = ["qemu-img", "measure", "--output=json", "-f", layout.QEMU_FORMAT[leaf.format], "-O", "qcow2", source]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise creation.refused(wanted, "copying", 0, done.stderr.strip())
@@ -123,7 +123,7 @@ def _measure(wanted: creation.Wanted, source: str, leaf: chain.Volume) -> int:
 
 
 def _convert(wanted: creation.Wanted, source: str, leaf: chain.Volume, needs: int) -> None:
-    form = creation.QEMU_FORMAT[leaf.format]
+    form = layout.QEMU_FORMAT[leaf.format]
     command = ["qemu-img", "convert", "-q", "-f", form, "-O", "qcow2", "-o", "compat=1.1,lazy_refcounts=off"]
     with subprocess.Popen(
         [*command, source, wanted.file + layout.NEW],

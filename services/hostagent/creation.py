@@ -24,7 +24,6 @@ from contracts import errors
 from services.hostagent import chain, domain, files, layout, volume
 
 NEEDS = 512 * 1024  # bytes on the disk of an empty qcow2 file and what goes with it
-QEMU_FORMAT = {"cow": "qcow2", "raw": "raw"}
 
 Ref = dict[str, Any]
 T = TypeVar("T")
@@ -212,12 +211,12 @@ def _put_in_place(wanted: Wanted) -> None:
 
 def make_empty(wanted: Wanted, parent: chain.Volume | None) -> None:
     """An empty volume, on its parent if it has one."""
-    command = ["qemu-img", "create", "-q", "-f", QEMU_FORMAT[wanted.format]]
+    command = ["qemu-img", "create", "-q", "-f", layout.QEMU_FORMAT[wanted.format]]
     if wanted.format == "cow":
         command += ["-o", "compat=1.1,lazy_refcounts=off"]
     if parent is not None:
         # -u: the parent is not opened; a running VM holds its lock, and its header was read above
-        command += ["-u", "-b", parent.id, "-F", QEMU_FORMAT[parent.format]]
+        command += ["-u", "-b", parent.id, "-F", layout.QEMU_FORMAT[parent.format]]
     done = subprocess.run(
         [*command, wanted.volume + layout.NEW, str(wanted.capacity)],
         cwd=wanted.folder,

@@ -36,6 +36,7 @@ _CHECKSUM = "_SHA_CKSUM"
 _WHAT_NOW = "Name the directory of a storage domain, or restore its metadata from a backup."
 
 FORMATS = {"RAW": "raw", "COW": "cow"}
+QEMU_FORMAT = {"cow": "qcow2", "raw": "raw"}
 LEGALITIES = {"LEGAL": "legal", "ILLEGAL": "illegal", "FAKE": "fake"}
 VOLTYPES = {"LEAF": "leaf", "INTERNAL": "internal", "SHARED": "shared"}
 

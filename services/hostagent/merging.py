@@ -17,7 +17,6 @@ from contracts import errors
 from services.hostagent import chain, domain, files, layout, volume
 
 _META_NEEDS = 4096  # bytes of disk that rewriting a `.meta` may take
-_QEMU_FORMAT = {"cow": "qcow2", "raw": "raw"}
 
 Ref = dict[str, Any]
 
@@ -139,7 +138,7 @@ def rebase(place: layout.Place, image: str, child: str, below: chain.Volume, wri
     file = place.file(image, child)
     with files.qemu_lock(file, child):
         pass  # for a clear word: qemu-img would refuse as well
-    words = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", below.id, "-F", _QEMU_FORMAT[below.format], child]
+    words = ["qemu-img", "rebase", "-u", "-f", "qcow2", "-b", below.id, "-F", layout.QEMU_FORMAT[below.format], child]
     done = subprocess.run(words, cwd=place.image(image), capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise errors.StorageFailed(action="rebase", path=file, reason=done.stderr.strip()[:500] or "qemu-img failed")

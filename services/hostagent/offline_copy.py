@@ -30,7 +30,6 @@ POLITE = ("ionice", "-c", "2", "-n", "7", "nice", "-n", "10")  # guests and othe
 _PERCENT = re.compile(rb"\(\s*([0-9.]+)/100%\)")
 _SPACE = ("No space left on device", "Disk quota exceeded")
 _PR_SET_PDEATHSIG = 1
-_QEMU_FORMAT = {"cow": "qcow2", "raw": "raw"}
 _prctl = ctypes.CDLL(None, use_errno=True).prctl
 
 Volumes = dict[str, chain.Volume]
@@ -72,7 +71,7 @@ class Work:
 
 def down(work: Work, volumes: Volumes) -> None:
     """-d leaves top as it is: that nobody needs it is said by its mark."""
-    words = ["qemu-img", "commit", "-p", "-d", "-f", _QEMU_FORMAT[volumes[work.top].format], "-b", work.base]
+    words = ["qemu-img", "commit", "-p", "-d", "-f", layout.QEMU_FORMAT[volumes[work.top].format], "-b", work.base]
     if work.bandwidth:
         words += ["-r", str(work.bandwidth)]
     _run(work, volumes, [*words, work.top], None)
@@ -81,10 +80,10 @@ def down(work: Work, volumes: Volumes) -> None:
 def up(work: Work, volumes: Volumes, ground: str | None) -> None:
     """The header of top names the ground (None: nothing) then. Each write goes through to the storage with its tables:
     what qemu-img writes at its end only, when it closes a file, may fail without that it says so by its status."""
-    how = ["-p", "-t", "writethrough", "-f", _QEMU_FORMAT[volumes[work.top].format]]
+    how = ["-p", "-t", "writethrough", "-f", layout.QEMU_FORMAT[volumes[work.top].format]]
     words = ["qemu-img", "rebase", *how, "-b", ground or ""]
     if ground is not None:
-        words += ["-F", _QEMU_FORMAT[volumes[ground].format]]
+        words += ["-F", layout.QEMU_FORMAT[volumes[ground].format]]
     _run(work, volumes, [*words, work.top], Throttle(work.bandwidth) if work.bandwidth else None)
 
 

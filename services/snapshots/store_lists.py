@@ -33,8 +33,8 @@ def page(session: Session, request: Mapping[str, Any]) -> dict[str, Any]:
     ordered = query.order_by(column.desc(), key.desc()) if down else query.order_by(column, key)
     rows = session.execute(ordered.limit(request["limit"] + 1)).all()
     more = rows[request["limit"] - 1] if len(rows) > request["limit"] else None
-    scanned = sa.select(scans.c.scanned_at).where(scans.c.domain_id == request["id"]).scalar_subquery()
-    total, size, returns, moment = session.execute(_sums(where).add_columns(scanned)).one()
+    sums = _sums(where).add_columns(_scanned(request["id"]).scalar_subquery())
+    total, size, returns, moment = session.execute(sums).one()
     return {
         "items": [_told(row) for row in rows[: request["limit"]]],
         "next": None if more is None else json.dumps([_plain(more, name), more.volume_id], ensure_ascii=False),
@@ -93,6 +93,11 @@ def _sums(where: Sequence[Any]) -> sa.Select[Any]:
     return sa.select(sa.func.count(), *sizes).select_from(overview).where(*where)
 
 
+def _scanned(domain_id: str) -> sa.Select[Any]:
+    """When the storage was last looked at, if it was."""
+    return sa.select(scans.c.scanned_at).where(scans.c.domain_id == domain_id)
+
+
 def _cursor(text: str, kind: sa.types.TypeEngine[Any]) -> tuple[Any, str]:
     """`kind` of the values of the column."""
     is_time = isinstance(kind, UtcTime)
@@ -135,7 +140,7 @@ def _told(row: Any) -> dict[str, Any]:
 
 
 def scanned_at(session: Session, domain_id: str) -> str | None:
-    moment = session.execute(sa.select(scans.c.scanned_at).where(scans.c.domain_id == domain_id)).scalar()
+    moment = session.execute(_scanned(domain_id)).scalar()
     return clock.iso(moment) if moment is not None else None
 
 

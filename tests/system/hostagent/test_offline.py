@@ -75,6 +75,14 @@ class OfflineVm(LeasedVm):
         else:
             self.finish({key: value for key, value in plain.items() if key != "below_id"})
 
+    def dies_and_is_finished(self, point: str, request: dict[str, Any]) -> None:
+        """The writer ends at this point; the next ask goes on from what it left."""
+        self.agent.crash_at(point)
+        with pytest.raises(errors.JobFailed, match="its writer ended with -9"):
+            self.begin(request)
+        self.finish_offline(request)
+        self.sound()
+
     def sound(self) -> None:
         """Nothing acknowledged is lost, now and after the guest wrote on."""
         assert self.check().ok, self.check().summary()
@@ -199,12 +207,7 @@ OF_A_LEAF = (
     [*((point, layers) for point in OF_A_LEAF for layers in (1, 3)), ("volume.record.after_between", 3)],
 )
 def test_a_writer_that_dies_is_finished_by_the_next_ask(vm: OfflineVm, point: str, layers: int) -> None:
-    request = vm.offline(3 - layers, layers)
-    vm.agent.crash_at(point)
-    with pytest.raises(errors.JobFailed, match="its writer ended with -9"):
-        vm.begin(request)
-    vm.finish_offline(request)
-    vm.sound()
+    vm.dies_and_is_finished(point, vm.offline(3 - layers, layers))
 
 
 @pytest.mark.chaos
@@ -212,12 +215,7 @@ def test_a_writer_that_dies_is_finished_by_the_next_ask(vm: OfflineVm, point: st
     "point", ["offline.after_copy", "offline.after_header", "volume.record.after_top", "volume.record.after_child"]
 )
 def test_an_internal_merge_whose_writer_died_is_finished_by_the_next_ask(vm: OfflineVm, point: str) -> None:
-    request = vm.offline(1)
-    vm.agent.crash_at(point)
-    with pytest.raises(errors.JobFailed, match="its writer ended with -9"):
-        vm.begin(request)
-    vm.finish_offline(request)
-    vm.sound()
+    vm.dies_and_is_finished(point, vm.offline(1))
 
 
 PULL = ["offline.before_copy", "offline.after_copy", "volume.pull.after_mark", "volume.pull.after_top"]
@@ -229,12 +227,7 @@ PULL = ["offline.before_copy", "offline.after_copy", "volume.pull.after_mark", "
 def test_a_pull_whose_writer_died_is_finished_by_the_next_ask(
     vm: OfflineVm, point: str, base: int, layers: int
 ) -> None:
-    request = vm.offline(base, layers, pull=True)
-    vm.agent.crash_at(point)
-    with pytest.raises(errors.JobFailed, match="its writer ended with -9"):
-        vm.begin(request)
-    vm.finish_offline(request)
-    vm.sound()
+    vm.dies_and_is_finished(point, vm.offline(base, layers, pull=True))
 
 
 AFTER = ["offline.after_copy", "offline.after_header", "volume.record.after_top", "volume.record.after_child"]
