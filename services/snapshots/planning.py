@@ -138,7 +138,7 @@ def why(plan: MergePlan) -> str:
     )
     note = f" {plan.note}." if plan.note else ""
     if plan.pull:
-        return f"{layers}, up into the one above, where the guest stays: it does not stand still.{note}"
+        return f"{layers}, up into the one above, which stays; no guest stands still for it.{note}"
     if plan.active:
         return f"{layers}; the guest writes to the uppermost one, so it stands still for a moment at the end.{note}"
     told = "the guest does not write to it" if count == 1 else "the guest writes to none of them"

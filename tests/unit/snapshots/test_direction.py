@@ -43,7 +43,7 @@ def test_a_small_layer_under_a_large_active_one_is_pulled() -> None:
     assert (made.stays, made.gone, made.dropped, made.removed) == ("v3", "v2", ("v2",), ("v2",))
     assert (made.copy, made.needs, made.returns) == (100 * MIB, 100 * MIB, 0)
     assert planning.why(made) == (
-        "One layer, up into the one above, where the guest stays: it does not stand still. "
+        "One layer, up into the one above, which stays; no guest stands still for it. "
         "Pulling copies 100.0 MiB, committing 4.0 GiB."
     )
 
