@@ -183,12 +183,12 @@ def _sound_down_to(by_id: Mapping[str, Volume], top: str, base: str | None) -> b
     return False
 
 
-def left_behind(volumes: Mapping[str, Volume], leaf: str) -> list[str]:
-    """The volumes that a pull nobody recorded left below this one's record: from there down to what its header names.
-    They went into it, if the pull was whole."""
+def left_behind(volumes: Mapping[str, Volume], child: str) -> list[str]:
+    """The volumes that a merge or a pull nobody recorded left below this one's record: from there down to what its
+    header names. They went into what it stands on, or into itself, if that was whole."""
     found: list[str] = []
-    at = volumes[leaf].parent
-    while at is not None and at != volumes[leaf].backing and at in volumes and at not in found:
+    at = volumes[child].parent
+    while at is not None and at != volumes[child].backing and at in volumes and at not in found:
         found.append(at)
         at = volumes[at].backing
     return found

@@ -56,12 +56,14 @@ class _Tables:
                 yield start + at * self.cluster, start + (at + 1) * self.cluster
 
 
-def missing(path: str, lower: str, disk_id: str) -> Range | None:
-    """The first part of the disk that `lower` holds and `path` does not, both by their tables; None: there is none."""
-    with _opened(path, disk_id) as upper, _opened(lower, disk_id) as below:
+def missing(path: str, lower: str, disk_id: str, ground: str | None = None) -> Range | None:
+    """The first part of the disk that `lower` holds and neither `path` nor `ground` does, by their tables; None: there
+    is none."""
+    with contextlib.ExitStack() as files:
+        below, *holders = (files.enter_context(_opened(one, disk_id)) for one in (lower, path, ground) if one)
         for number in range(len(below.first)):
             for wanted in _joined(below.ranges(number)):
-                gap = _gap(wanted, upper)
+                gap = _gap(wanted, holders)
                 if gap is not None:
                     return gap
     return None
@@ -77,14 +79,38 @@ def refuse_missing(path: str, lower: str, disk_id: str) -> None:
         raise errors.StorageFailed(action="recording a pull", path=path, reason=reason)
 
 
-def _gap(wanted: Range, upper: _Tables) -> Range | None:
-    at, end = wanted[0], min(wanted[1], upper.size)
-    for number in range(at // upper.step, -(-end // upper.step)):
-        for start, stop in _joined(upper.ranges(number)):
+def refuse_lost(path: str, lower: str, disk_id: str, ground: str | None) -> None:
+    """Somebody took `lower` out from between `path` and `ground` (None: `path` stands on nothing, or on a raw file, whose
+    parts prove nothing). Raises StorageFailed unless what it holds is in one of them, wherever it went."""
+    gap = missing(path, lower, disk_id, ground)
+    if gap is not None:
+        beside = f"nor in those of {ground}" if ground else "and nothing below it can prove to have them"
+        reason = (
+            f"bytes {gap[0]} to {gap[1]}, which {lower} holds, are not in its tables, {beside}: whatever took that "
+            "volume out of the chain is not whole. Power the VM off and start it, which puts the volume back"
+        )
+        raise errors.StorageFailed(action="recording this chain", path=path, reason=reason)
+
+
+def _gap(wanted: Range, holders: Sequence[_Tables]) -> Range | None:
+    """`holders`: the uppermost first; what lies behind its end does not count."""
+    at, end = wanted[0], min(wanted[1], holders[0].size)
+    while at < end:
+        reach = max(_reach(at, end, one) for one in holders)
+        if reach == at:
+            return at, end
+        at = reach
+    return None
+
+
+def _reach(at: int, end: int, tables: _Tables) -> int:
+    """Up to where all from `at` on is held."""
+    for number in range(at // tables.step, -(-end // tables.step)):
+        for start, stop in _joined(tables.ranges(number)):
             if start <= at < stop:
                 at = stop
     # ranges come in order, so the first one that does not reach on leaves `at` where the gap begins
-    return (at, end) if at < end else None
+    return at
 
 
 def _joined(ranges: Iterator[Range]) -> Iterator[Range]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -264,8 +264,8 @@ def record_chain(domain: Ref, image: str, ids: list[str], unused: list[str], *, 
     with files.guard("record_chain", place.image(image), place.id, needs), files.marks_lock(place, image):
         volumes = {v.id: v for v in read_image(place, image)}
         wanted = chain.following(image, volumes, ids, unused, live=live)
-        for gone in chain.left_behind(volumes, ids[0]) if live else ():
-            held.refuse_missing(place.file(image, ids[0]), place.file(image, gone), image)
+        if live:
+            _refuse_half_gone(place, image, volumes, ids)
         for volume_id in (id_ for id_ in ids if live and not wanted[id_].elsewhere):
             files.sync(place.file(image, volume_id))  # what headers show has to outlive a power cut before marks say so
         for volume_id, heir in chain.marks_in_order(volumes, ids, unused):
@@ -277,6 +277,16 @@ def record_chain(domain: Ref, image: str, ids: list[str], unused: list[str], *, 
             parent = None if now.elsewhere else now.parent or layout.BLANK
             change(place, image, volume_id, parent=parent, capacity=now.capacity, volume_type=kind)
             crash.point("volume.chain.after_record")
+
+
+def _refuse_half_gone(place: layout.Place, image: str, volumes: Mapping[str, chain.Volume], ids: Sequence[str]) -> None:
+    """A QEMU that was started past the agent may run on a header whose merge, or pull, died before its tables were
+    written: wherever a record and a header differ, all that lay between has to be held above or below it."""
+    for at in ids:
+        below = volumes.get(volumes[at].backing or "")
+        ground = place.file(image, below.id) if below is not None and below.format == "cow" else None
+        for gone in chain.left_behind(volumes, at):
+            held.refuse_lost(place.file(image, at), place.file(image, gone), image, ground)
 
 
 def change(place: layout.Place, image: str, volume: str, **values: Any) -> None:

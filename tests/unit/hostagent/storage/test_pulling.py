@@ -78,17 +78,43 @@ def test_a_record_that_died_is_finished_without_a_qemu(disk, die_at, point):
     assert {disk.facts(one)["legality"] for one in (v2, v3)} == {"illegal"}
 
 
-def test_a_repair_takes_no_header_for_a_pull_either(disk):
-    """Somebody pulled by hand, and QEMU lives: its chain is the truth, but what went is dropped only with the proof."""
-    v1, v2, v3 = disk.chain("v1", "v2", "v3")
-    written(disk, v2)
+@pytest.mark.parametrize("inner", [False, True], ids=["below the leaf", "further down"])
+@pytest.mark.parametrize("into", ["above", "below", "both"])
+def test_a_repair_takes_no_header_for_a_merge_either(disk, inner, into):
+    """Somebody merged or pulled by hand, and QEMU lives: its chain is the truth, but what went is dropped only with the
+    proof that what it held went up or down."""
+    v1, v2, v3, *more = disk.chain("v1", "v2", "v3", *(["v4"] if inner else []))
+    chain = [*more, v3, v1]
+    written(disk, v2, size="2M")
+    written(disk, v1, at="8M", size="4M")
     stood_on(disk, v3, v1)
-    with pytest.raises(errors.StorageFailed, match="are not in its tables"):
-        disk.storage.record_chain(disk.domain, disk.image, [v3, v1], [v2], True)
+    with pytest.raises(errors.StorageFailed, match=f"bytes 0 to {2 * MIB}, which .*{v2} holds, .*puts the volume back"):
+        disk.storage.record_chain(disk.domain, disk.image, chain, [v2], True)
     assert disk.facts(v2)["legality"] == "legal"
-    written(disk, v3, size="4M")
-    disk.storage.record_chain(disk.domain, disk.image, [v3, v1], [v2], True)
+    if into in {"above", "both"}:
+        written(disk, v3, size="1M")
+    if into in {"below", "both"}:
+        written(disk, v1, at="1M", size="1M")
+    if into != "both":
+        with pytest.raises(errors.StorageFailed, match="is not whole"):
+            disk.storage.record_chain(disk.domain, disk.image, chain, [v2], True)
+        written(disk, v3 if into == "above" else v1, size="2M")
+    disk.storage.record_chain(disk.domain, disk.image, chain, [v2], True)
     assert (disk.facts(v2)["legality"], disk.facts(v3)["parent_id"]) == ("illegal", v1)
+
+
+def test_a_repair_takes_a_raw_file_for_no_proof(disk):
+    """Where QEMU wrote into a raw file nothing tells what of it came from where."""
+    v1, v2, v3 = disk.ids.v1, disk.ids.v2, disk.ids.v3
+    for volume, parent, kind in ((v1, None, "raw"), (v2, v1, "cow"), (v3, v2, "cow")):
+        disk.storage.create_volume(disk.domain, disk.image, volume, parent, 64 * MIB, kind)
+    written(disk, v2)
+    run("qemu-img", "rebase", "-u", "-f", "qcow2", "-b", v1, "-F", "raw", str(disk.folder / v3))
+    with pytest.raises(errors.StorageFailed, match="nothing below it can prove"):
+        disk.storage.record_chain(disk.domain, disk.image, [v3, v1], [v2], True)
+    written(disk, v3)
+    disk.storage.record_chain(disk.domain, disk.image, [v3, v1], [v2], True)
+    assert disk.facts(v2)["legality"] == "illegal"
 
 
 def test_what_was_not_recorded_is_not_deleted(disk):
