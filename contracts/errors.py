@@ -398,9 +398,7 @@ class BackingTooLong(Problem):
     code = "backing_too_long"
     status = 409
     message = "The backing file name that libvirt would write has {bytes} bytes; QEMU crashes over 1023."
-    hint = (
-        "Its volumes name their backing files by grown paths: shorten those while the VM is down (qemu-img rebase -u)."
-    )
+    hint = "Its volumes name their backing files by grown paths. A start makes them short: power the VM off, start it."
 
 
 # -- snapshots and merges ---------------------------------------------------------------------------------

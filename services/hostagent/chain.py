@@ -26,7 +26,6 @@ from dataclasses import dataclass, replace
 from contracts import errors
 
 MAX_DEPTH = 10_000
-MAX_BACKING_BYTES = 900  # of the name that libvirt writes; QEMU crashes over 1023
 
 
 @dataclass(frozen=True)
@@ -276,32 +275,3 @@ def _heir(volumes: Mapping[str, Volume], top: str, ids: Sequence[str], unused: C
             passed = {one for route in routes for one in _down_to(volumes, named, route)}
             return at if passed and passed <= set(unused) else None
     return None
-
-
-# -- the name that libvirt writes -------------------------------------------------------------------------
-
-
-def written_backing(names: Sequence[str]) -> str:
-    """The backing file name that libvirt writes into the child after an internal commit or a pull.
-
-    `names`: the backing file names in the headers from the child down, the last one naming the new base. libvirt
-    puts each name behind the folder part of what it has so far and never shortens: bare names stay bare,
-    `../image/volume` grows with every layer."""
-    path = ""
-    for name in names:
-        folder = path[: path.rfind("/") + 1]
-        path = name if name.startswith("/") else folder + name
-    return path
-
-
-def backing_names(volumes: Mapping[str, Volume], child: str, base: str) -> list[str]:
-    """The header names from the child down to the one that names base; ValueError if base is not below child."""
-    names: list[str] = []
-    at = child
-    while at != base:
-        volume = volumes.get(at)
-        if volume is None or volume.backing is None or volume.backing_name is None or len(names) > MAX_DEPTH:
-            raise ValueError(f"{base} is not below {child}")
-        names.append(volume.backing_name)
-        at = volume.backing
-    return names

@@ -14,14 +14,13 @@ import libvirt
 
 from chassis import crash
 from contracts import errors
-from services.hostagent import claims, layout, monitor, views
+from services.hostagent import claims, layout, monitor, naming, views
 from services.hostagent.jobs import Jobs
 from services.hostagent.offline import Offline
 from services.hostagent.record import Record
 from services.hostagent.virt import NoDomain
 from services.hostagent.work import Parts, Request
 
-MAX_BACKING = 900  # bytes; a name over 1023 crashes QEMU 7.2
 CANCEL_SECONDS = 20.0
 # QEMU's own words when another process has the volume, or one above it, open
 _LOCKED = re.compile(r'Failed to get (shared )?"[a-z ]+" lock')
@@ -143,8 +142,8 @@ class Commit:
         carriers: Sequence[str | None] = ids[first - 1 : last] if request["child_id"] else ()
         if request.get("pull") and request["below_id"]:
             carriers = ids[first : last + 1]
-        length = len(os.fsencode(written_backing([headers.get(str(id_), "") for id_ in carriers])))
-        if length > MAX_BACKING:
+        length = len(os.fsencode(naming.written([headers.get(str(id_), "") for id_ in carriers])))
+        if length > naming.MAX_BYTES:
             raise errors.BackingTooLong(bytes=length)
         self._refuse_shared(disk, {str(ids[at]): ids[at - 1] if at else None for at in range(first, last + 1)})
 
@@ -241,11 +240,3 @@ def refuse_template(request: Request, volumes: list[dict[str, Any]]) -> None:
                 volume_id=volume["volume_id"],
                 template_disk_id=volume["template_disk_id"] or request["disk"]["disk_id"],
             )
-
-
-def written_backing(names: list[str]) -> str:
-    """What libvirt writes after a relative commit or pull: the names down to what is named, each folder kept."""
-    result = ""
-    for name in names:
-        result = name if name.startswith("/") else result[: result.rfind("/") + 1] + name
-    return result

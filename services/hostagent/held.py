@@ -80,8 +80,8 @@ def refuse_missing(path: str, lower: str, disk_id: str) -> None:
 
 
 def refuse_lost(path: str, lower: str, disk_id: str, ground: str | None) -> None:
-    """Somebody took `lower` out from between `path` and `ground` (None: `path` stands on nothing, or on a raw file, whose
-    parts prove nothing). Raises StorageFailed unless what it holds is in one of them, wherever it went."""
+    """Somebody took `lower` out from between `path` and `ground` (None: `path` stands on nothing, or on a raw file,
+    which has no tables). Raises StorageFailed unless what it holds is in one of them, wherever it went."""
     gap = missing(path, lower, disk_id, ground)
     if gap is not None:
         beside = f"nor in those of {ground}" if ground else "and nothing below it can prove to have them"

@@ -237,6 +237,13 @@ class Storage:
             return {}
         return dict(self._ask(MAKE, "put_back", args, deadline)["back"])
 
+    def make_bare(self, domain: Domain, image: str, *, deadline: float | None = None) -> dict[str, Any]:
+        """Backing file names are made bare: {"bare": [volumes], "kept": {volume: why its name stays}}. A look first."""
+        args = {"domain": domain, "image": image}
+        if not self._ask(QUICK, "look_grown", args, deadline)["found"]:
+            return {"bare": [], "kept": {}}
+        return dict(self._ask(MAKE, "make_bare", args, deadline))
+
     def wait_idle(self, domain: Domain, image: str, *, deadline: float | None = None) -> None:
         """Until no writer works in this image; StorageTimeout when one goes on."""
         self._ask(MAKE, "wait_idle", {"domain": domain, "image": image}, deadline)

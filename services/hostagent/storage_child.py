@@ -18,7 +18,7 @@ from collections.abc import Callable
 from typing import Any
 
 from contracts import errors
-from services.hostagent import copying, creation, discard, domain, layout, merging, pulling, scan, thin, volume
+from services.hostagent import copying, creation, discard, domain, layout, merging, naming, pulling, scan, thin, volume
 
 
 def _sanlock(name: str) -> Callable[..., dict[str, Any] | None]:
@@ -53,6 +53,8 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "unrecorded": merging.unrecorded,
     "record_pull": pulling.record_pull,
     "put_back": merging.put_back,
+    "look_grown": naming.look_grown,
+    "make_bare": naming.make_bare,
     "wait_idle": merging.wait_idle,
     "record_chain": volume.record_chain,
     "check_variables": volume.check_variables,

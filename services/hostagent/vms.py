@@ -8,7 +8,7 @@ from typing import Any
 
 import libvirt
 
-from chassis import crash
+from chassis import crash, logs
 from contracts import errors
 from services.hostagent import accelerator, domainxml, layout, monitor, process, views
 from services.hostagent.opening import Opening
@@ -19,6 +19,7 @@ from services.hostagent.work import Parts
 END_SECONDS = 15.0  # from a power-off until QEMU's process is gone
 
 Facts = dict[str, Any]  # contracts.hostagent.VmFacts
+_log = logs.get("vms")
 
 
 class Vms:
@@ -65,6 +66,7 @@ class Vms:
         element = self._parts.leasing.prepare(vm_id, lease)
         for disk in spec["disks"]:
             self._record.put_back(disk["disk"])  # a VM never starts on a chain that was not recorded
+            self._make_bare(disk["disk"])
         if element is not None:
             self._opening.note(spec, element["offset"])
         try:
@@ -77,6 +79,14 @@ class Vms:
                 self._opening.forget(vm_id)
             raise
         crash.point("start.after_settled")
+
+    def _make_bare(self, disk: dict[str, Any]) -> None:
+        """libvirt reads backing file names now, and puts them together at every commit."""
+        done = self._storage.make_bare(disk["domain"], disk["disk_id"])
+        if done["bare"]:
+            _log.info("backing file names are made bare", disk_id=disk["disk_id"], volumes=done["bare"])
+        for volume_id, why in done["kept"].items():
+            _log.warning("a backing file name stays as it is", volume_id=volume_id, reason=why)
 
     def shut_down(self, vm_id: str) -> Facts:
         facts = self._settled(vm_id)

@@ -239,21 +239,6 @@ def test_a_volume_that_somebody_else_refers_to_is_not_merged(agent: Agent, vm: V
     vm.wait_merged(vm.commit(0))
 
 
-def test_a_backing_name_that_would_grow_too_long_is_refused(agent: Agent, vm: Vm) -> None:
-    vm.snapshot()
-    vm.snapshot()
-    vm.power_off()
-    volumes, folder = vm.volumes[0], vm.folder()
-    for upper, lower in zip(volumes[1:], volumes, strict=False):
-        long = f"../{folder.name}/" * 12 + lower
-        words = ["qemu-img", "rebase", "-u", "-b", long, "-F", "qcow2", upper]
-        subprocess.run(words, check=True, cwd=folder)
-    vm.start()
-    with pytest.raises(errors.BackingTooLong):
-        vm.commit(0)
-    vm.writes_on()
-
-
 def test_a_vm_starts_from_the_leaf_that_the_storage_names_or_not_at_all(agent: Agent, vm: Vm) -> None:
     vm.power_off()
     with pytest.raises(errors.ChainDiffers):

@@ -176,19 +176,6 @@ def test_what_cannot_be_pulled_is_refused_before_anything_is_begun(agent: Agent,
     vm.wait_pulled(vm.pull(2))
 
 
-def test_a_backing_name_that_would_grow_too_long_is_refused(vm: Vm) -> None:
-    layers(vm, 2, writes=20)
-    vm.power_off()
-    volumes, folder = vm.volumes[0], vm.folder()
-    for upper, lower in zip(volumes[1:], volumes, strict=False):
-        long = f"../{folder.name}/" * 12 + lower
-        subprocess.run(["qemu-img", "rebase", "-u", "-b", long, "-F", "qcow2", upper], check=True, cwd=folder)
-    vm.start()
-    with pytest.raises(errors.BackingTooLong):
-        vm.pull(1)
-    vm.writes_on()
-
-
 @pytest.mark.parametrize("point", ["commit.before_ask", "commit.after_ask", "commit.after_begin"])
 def test_a_pull_is_begun_or_adopted_after_the_agent_died_in_it(agent: Agent, vm: Vm, point: str) -> None:
     layers(vm, 2)

@@ -11,7 +11,7 @@ from typing import Any
 import pytest
 
 from contracts import errors
-from services.hostagent import commit, ipc, locks, place, pools, process, times, virt
+from services.hostagent import ipc, locks, place, pools, process, times, virt
 
 VM = "aaaaaaaa-0000-4000-8000-000000000001"
 
@@ -123,19 +123,6 @@ def _passes(call: Callable[[], None]) -> bool:
     except errors.HypervisorAway:
         return False
     return True
-
-
-@pytest.mark.parametrize(
-    ("names", "written"),
-    [
-        (["v2", "v1"], "v1"),
-        (["../i/v2", "../i/v1"], "../i/../i/v1"),
-        (["../i/v2", "/abs/v1"], "/abs/v1"),
-        (["v1"], "v1"),
-    ],
-)
-def test_the_name_that_libvirt_would_write_keeps_every_folder(names: list[str], written: str) -> None:
-    assert commit.written_backing(names) == written
 
 
 def test_a_place_survives_its_json() -> None:

@@ -142,36 +142,6 @@ def test_children_are_found_by_header_and_by_record():
     assert chain.children(volumes, "b") == []
 
 
-@pytest.mark.parametrize(
-    ("names", "written"),
-    [
-        (["v2", "v1"], "v1"),
-        (["v4", "v3", "v2", "v1"], "v1"),
-        (["../img/v2", "../img/v1"], "../img/../img/v1"),
-        (["../img/v3", "../img/v2", "../img/v1"], "../img/../img/../img/v1"),
-        (["../img/v2", "v1"], "../img/v1"),
-        (["v2", "/abs/v1"], "/abs/v1"),
-        ([], ""),
-    ],
-)
-def test_the_name_that_libvirt_writes_grows_with_folders_only(names, written):
-    assert chain.written_backing(names) == written
-
-
-@given(st.lists(st.from_regex(r"(\.\./[a-z]{1,8}/)?[a-z0-9]{1,12}", fullmatch=True), max_size=30))
-def test_bare_names_stay_bare_and_no_name_is_lost(names):
-    written = chain.written_backing(names)
-    assert written.count("/") == sum(n.count("/") for n in names)
-    assert not names or written.endswith(names[-1])
-
-
-def test_the_names_of_a_range_are_taken_from_the_headers():
-    volumes = {x.id: x for x in [v("a"), v("b", "a"), v("c", "b"), v("d", "c")]}
-    assert chain.backing_names(volumes, "d", "a") == ["c", "b", "a"]
-    with pytest.raises(ValueError, match="not below"):
-        chain.backing_names(volumes, "a", "d")
-
-
 # -- any history, stopped at any moment -------------------------------------------------------------------
 
 
