@@ -15,6 +15,7 @@ from typing import Any
 from chassis import logs
 from contracts import errors
 from services.hostagent import lock_setup, monitor, process
+from services.hostagent.io_pauses import IoPauses
 from services.hostagent.journal import Journal
 from services.hostagent.lockspaces import Lockspaces
 from services.hostagent.monitor import Monitors
@@ -43,6 +44,7 @@ class Leasing:
         self._bare: list[str] = []
         self.spaces = Lockspaces(place, storage, journal, self._look_around)
         self.retake = Retake(self.spaces, journal)
+        self._io_pauses = IoPauses(monitors, place.io_error_seconds)
 
     # -- a start --
 
@@ -154,12 +156,8 @@ class Leasing:
 
     def fault(self) -> str | None:
         """Why VMs with a lease cannot start here, and which ones run here that their leases do not protect."""
-        told = [self.spaces.fault] if self.spaces.fault else []
-        if self._bare:
-            more = f" and {len(self._bare) - NAMED} more" if len(self._bare) > NAMED else ""
-            named = ", ".join(self._bare[:NAMED]) + more
-            told.append(f"These VMs run here without the protection of their leases: {named}.")
-        return " ".join(told) or None
+        bare = f"These VMs run here without the protection of their leases: {_named(self._bare)}."
+        return " ".join(told for told in (self.spaces.fault, bare if self._bare else None) if told) or None
 
     def why_ended(self, vm_id: str) -> str:
         """Why we destroyed it, if we did."""
@@ -211,6 +209,8 @@ class Leasing:
     def _look_around(self) -> None:
         """Now and then. A sanlock that died takes nobody's guest with it (that is a watchdog's to do): it is told."""
         self._forget_ended()
+        for vm_id, seconds in self._io_pauses.overdue(self._journal.all("leased")).items():
+            self.destroy(vm_id, f"an I/O error stopped it {seconds:.0f} s ago, and it has given up its lease")
         bare = self._unprotected(self._journal.all("leased"))
         if bare:  # seen twice: one that is just resumed takes its lease at this moment
             time.sleep(GLANCES[-1])
@@ -234,3 +234,8 @@ class Leasing:
         for vm_id, since in self._missing.items():
             if now - since > GONE_SECONDS:
                 self._journal.put("leased", vm_id, None)
+
+
+def _named(vm_ids: list[str]) -> str:
+    more = f" and {len(vm_ids) - NAMED} more" if len(vm_ids) > NAMED else ""
+    return ", ".join(vm_ids[:NAMED]) + more

@@ -30,6 +30,7 @@ class Place:
     agree_seconds: float = 2.0
     pivot_tries: int = 3
     repair_tries: int = 3
+    io_error_seconds: float = 80.0
 
     @property
     def socket(self) -> Path:

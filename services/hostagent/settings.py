@@ -44,6 +44,12 @@ class HostagentSettings(FrameSettings):
     pivot_tries: int = setting(3, "refused pivots before a merge of an active layer is cancelled", check=between(1, 20))
     repair_tries: int = setting(3, "repairs of libvirt for one VM in five minutes", check=between(1, 20))
 
+    io_error_seconds: float = setting(
+        80.0,
+        "how long a VM with a lease may stand still after an I/O error (not: a full storage) before it is ended",
+        check=between(5, 3600),
+    )
+
     def place(self) -> Place:
         """What the hypervisor process needs of them."""
         return Place(
@@ -59,4 +65,5 @@ class HostagentSettings(FrameSettings):
             storage_seconds=self.storage_seconds,
             pivot_tries=self.pivot_tries,
             repair_tries=self.repair_tries,
+            io_error_seconds=self.io_error_seconds,
         )

@@ -3,6 +3,8 @@ nothing is lost, and once the storage is mended the same request is done."""
 
 from __future__ import annotations
 
+import contextlib
+import time
 import uuid
 from collections.abc import Iterator
 
@@ -25,9 +27,15 @@ def sick(world: World) -> Iterator[Sick]:
 @pytest.fixture
 def vm(world: World, sick: Sick) -> Iterator[Machine]:
     """Its guest writes in order, so that there is much to copy soon."""
+    with started(world, sick, batch=1024) as made:
+        yield made
+
+
+@contextlib.contextmanager
+def started(world: World, sick: Sick, **writing: int) -> Iterator[Machine]:
     domain = spoil.domain_on(world, sick.path.name, sick.path)
-    writing = {"mib": 64, "ring_mib": 48, "order": "sequential", "batch": 1024}
-    made = spoil.machine_on(world, sick, domain["id"], f"on-{sick.path.name}", **writing)
+    in_order = {"mib": 64, "ring_mib": 48, "order": "sequential", **writing}
+    made = spoil.machine_on(world, sick, domain["id"], f"on-{sick.path.name}", **in_order)
     made.start()
     yield made
     sick.mend()
@@ -76,6 +84,46 @@ def test_a_copy_on_a_failing_disk_is_undone_and_done_once_the_disk_is_mended(
     if ended["state"] == "undone":
         assert vm.remove(goes)["state"] == "done"
     deaths.assert_whole(vm, snapshots=len(kept))
+
+
+@contextlib.contextmanager
+def patience(world: World, sick: Sick, seconds: float) -> Iterator[None]:
+    """The host's agent with less of it."""
+    agent = world.stack.agents[sick.host.name]
+    before = agent.more
+    try:
+        agent.more = {**before, "DRYSTONE_IO_ERROR_SECONDS": str(seconds)}
+        agent.stop()
+        agent.start()
+        yield
+    finally:
+        agent.more = before
+        agent.stop()
+        agent.start()
+
+
+@pytest.mark.chaos  # to keep make test within its time; the rule is unit hostagent_virt/test_io_pauses.py
+def test_a_vm_that_an_io_error_stopped_is_ended_after_a_time_and_one_without_room_is_not(
+    world: World, sick: Sick
+) -> None:
+    """Both gave up their leases. A host whose storage fails may be taken for dead, one whose storage is full not."""
+    # so slow that for three quarters of a minute it writes where nothing was before
+    with patience(world, sick, 5), started(world, sick, rate_kib=1024, batch=16) as vm:
+        vm.wait_for_writes(64)
+        sick.fill_below()
+        vm.wait_for_state("paused")
+        limit = time.monotonic() + 30  # three looks
+        while time.monotonic() < limit:
+            assert vm.state() == "paused"
+            time.sleep(1)
+        sick.mend()
+        started_again(vm)
+        sick.fail()
+        vm.wait_for_state("down")
+        assert "an I/O error stopped it" in vm.api.vms.get(vm.id)["reason"]
+        sick.mend()
+        started_again(vm)
+        deaths.assert_whole(vm, snapshots=0)
 
 
 def test_a_copy_onto_a_disk_that_is_full_below_is_undone_and_done_once_there_is_room(vm: Machine, sick: Sick) -> None:
