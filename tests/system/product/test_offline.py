@@ -126,6 +126,24 @@ def test_a_merge_whose_vm_is_killed_goes_on_offline(world: World, writing_vm: Vm
 
 
 @pytest.mark.chaos
+@pytest.mark.parametrize("newest", [False, True])
+def test_a_merge_whose_guest_shuts_down_goes_on_offline(writing_vm: VmOf, newest: bool) -> None:
+    """Nobody ends its QEMU: it ends by itself, with the job."""
+    vm = writing_vm(ring_mib=64, rate_kib=0)
+    snapshot = vm.snapshot("goes")
+    vm.wait_for_writes(8192)
+    if not newest:
+        vm.snapshot("stays")
+    job = vm.api.remove_snapshot(snapshot, bandwidth=4 * MIB)
+    wait.until("some progress", lambda: vm.api.jobs.get(job["id"])["progress"]["cur"] > 0, 60)
+    vm.api.shut_down_vm(vm.id)
+    vm.wait_for_state("down")
+    assert vm.api.jobs.get(job["id"])["state"] == "running"
+    assert deaths.end_of(vm, job["id"])["state"] == "done"
+    whole(vm, snapshots=0 if newest else 1)
+
+
+@pytest.mark.chaos
 def test_a_merge_whose_vm_is_powered_off_before_it_began_goes_on_offline(world: World, writing_vm: VmOf) -> None:
     vm = writing_vm()
     snapshot = vm.snapshot("goes")
