@@ -61,9 +61,8 @@ class Commit:
     def set_bandwidth(self, request: Request) -> dict[str, Any]:
         """Change the limit of the running job that this flow began; without a job there is nothing to limit."""
         with self._parts.turn(request):
-            if self._offline.facts(request["disk"]["disk_id"]):
-                what = "changing the limit of a merge that is under way"
-                raise errors.VmWrongState(vm_id=request["vm_id"], state="down", action=what, needs="running")
+            if self._offline.limit(request):
+                return {}
             try:
                 qemu, libvirt_ = self._parts.sure(request)
             except errors.VmStopped:

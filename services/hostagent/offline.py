@@ -90,6 +90,19 @@ class Offline:
             self._stop(run)
         self._forget(disk_id, run)
 
+    def limit(self, request: Request) -> bool:
+        """Whether there is a merge under way, which is held to so many bytes per second from now on. Of another flow:
+        ForeignJob."""
+        disk_id = request["disk"]["disk_id"]
+        run = self._runs.get(disk_id)
+        if run is None or run.over.is_set():
+            return False
+        if run.request["claim"]["flow_id"] != request["claim"]["flow_id"]:
+            raise errors.ForeignJob(disk_id=disk_id, job=_named(run))
+        run.request = {**run.request, "bandwidth": request["bandwidth"]}
+        _say_limit(run)
+        return True
+
     def facts(self, disk_id: str) -> dict[str, Any] | None:
         """contracts.hostagent.BlockJob of a merge that is under way."""
         run = self._runs.get(disk_id)
@@ -173,12 +186,14 @@ class Offline:
             return
         env = {**os.environ, "PYTHONPATH": path}
         writer = under_lease.start(
-            lease["domain"], request["vm_id"], offset, words, env=env, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE
+            lease["domain"], request["vm_id"], offset, words, env=env, stdin=subprocess.PIPE, stdout=subprocess.PIPE
         )
         with writer:
             run.process = writer
             if run.stopped:
                 _kill(writer)
+            if run.request["bandwidth"] != order["bandwidth"]:  # it came while the writer was begun
+                _say_limit(run)
             self._hear(run, writer)
 
     def _hear(self, run: Run, writer: subprocess.Popen[bytes]) -> None:
@@ -222,6 +237,13 @@ class Offline:
 def _named(run: Run) -> str:
     base, top, _, pull = run.ends
     return f"offline pull of {base} into {top}" if pull else f"offline merge of {top} into {base}"
+
+
+def _say_limit(run: Run) -> None:
+    if run.process is not None and run.process.stdin is not None:
+        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended: nothing is to be limited
+            run.process.stdin.write(json.dumps({"bandwidth": run.request["bandwidth"]}).encode() + b"\n")
+            run.process.stdin.flush()
 
 
 def _kill(writer: subprocess.Popen[bytes]) -> None:

@@ -1,5 +1,5 @@
-"""qemu-img at work in an offline merge, for its writer: down (commit) or up (rebase). It tells how far it is, and ends
-with the agent and with sanlock.
+"""qemu-img at work in an offline merge, for its writer: down (commit) or up (rebase). It tells how far it is, is held
+to its limit, which the agent may change by a line on standard input, and ends with the agent and with sanlock.
 
 What goes up is read through the volumes that go and written into top where that reads otherwise without them; the
 header of top comes last. A death leaves a top that holds some things twice.
@@ -24,7 +24,6 @@ from contracts import errors
 from services.hostagent import chain, files, layout, under_lease
 from services.hostagent.throttle import Throttle
 
-LOOK = 0.2  # seconds between two looks whether the agent still lives
 TELL = 0.5  # seconds between two lines of progress
 POLITE = ("ionice", "-c", "2", "-n", "7", "nice", "-n", "10")  # guests and other hosts come first
 _PERCENT = re.compile(rb"\(\s*([0-9.]+)/100%\)")
@@ -72,9 +71,7 @@ class Work:
 def down(work: Work, volumes: Volumes) -> None:
     """-d leaves top as it is: that nobody needs it is said by its mark."""
     words = ["qemu-img", "commit", "-p", "-d", "-f", layout.QEMU_FORMAT[volumes[work.top].format], "-b", work.base]
-    if work.bandwidth:
-        words += ["-r", str(work.bandwidth)]
-    _run(work, volumes, [*words, work.top], None)
+    _run(work, volumes, [*words, work.top])
 
 
 def up(work: Work, volumes: Volumes, ground: str | None) -> None:
@@ -84,10 +81,10 @@ def up(work: Work, volumes: Volumes, ground: str | None) -> None:
     words = ["qemu-img", "rebase", *how, "-b", ground or ""]
     if ground is not None:
         words += ["-F", layout.QEMU_FORMAT[volumes[ground].format]]
-    _run(work, volumes, [*words, work.top], Throttle(work.bandwidth) if work.bandwidth else None)
+    _run(work, volumes, [*words, work.top])
 
 
-def _run(work: Work, volumes: Volumes, words: Sequence[str], throttle: Throttle | None) -> None:
+def _run(work: Work, volumes: Volumes, words: Sequence[str]) -> None:
     end, needs = work.room(volumes)
     lease = under_lease.connection()
     with subprocess.Popen(
@@ -100,7 +97,7 @@ def _run(work: Work, volumes: Volumes, words: Sequence[str], throttle: Throttle 
         preexec_fn=_die_with_us,  # noqa: PLW1509 - this process has one thread
     ) as running:
         try:
-            said = _follow(running, work.agent, lease, end, throttle)
+            said = _follow(running, work, lease, end)
         except BaseException:
             running.kill()  # it may be stopped: nothing else ends it then, and it has the lease
             raise
@@ -108,31 +105,48 @@ def _run(work: Work, volumes: Volumes, words: Sequence[str], throttle: Throttle 
         raise _failed(work, said or f"qemu-img ended with {running.returncode}", needs)
 
 
-def _follow(
-    running: subprocess.Popen[bytes], agent: int, lease: int | None, end: int, throttle: Throttle | None
-) -> str:
+def _follow(running: subprocess.Popen[bytes], work: Work, lease: int | None, end: int) -> str:
     """Tell how far it is, until it ends; what it complained of. It ends too when nobody listens, the agent being gone,
     and when nobody renews the lease, sanlock being gone."""
     assert running.stdout is not None  # noqa: S101  for mypy
     assert running.stderr is not None  # noqa: S101
     outputs, said, progress = {running.stdout.fileno(), running.stderr.fileno()}, b"", Progress(end)
+    throttle, orders = Throttle(work.bandwidth), Orders()
     while outputs:
-        for descriptor in select.select(list(outputs), [], [], throttle.look if throttle else LOOK)[0]:
+        for descriptor in select.select([*outputs, *orders.source], [], [], throttle.look)[0]:
             part = os.read(descriptor, 4096)
-            if not part:
+            if descriptor in orders.source:
+                throttle.set(orders.take(part, work.bandwidth))
+            elif not part:
                 outputs.discard(descriptor)
             elif descriptor == running.stderr.fileno():
                 said = (said + part)[-2000:]
             else:
                 progress.take(part)
         progress.tell()
-        if throttle:
-            throttle.hold(running.pid)
-        if os.getppid() != agent or _hung_up(lease):
+        throttle.hold(running.pid)
+        if os.getppid() != work.agent or _hung_up(lease):
             running.kill()
-            raise SystemExit("the agent is gone" if os.getppid() != agent else "sanlock is gone")
+            raise SystemExit("the agent is gone" if os.getppid() != work.agent else "sanlock is gone")
     running.wait()
     return said.decode("utf-8", "replace").strip()
+
+
+@dataclass
+class Orders:
+    """What the agent says on standard input, a line each: {"bandwidth": bytes per second}."""
+
+    source: tuple[int, ...] = (0,)
+    part: bytes = b""
+    limit: int | None = None
+
+    def take(self, said: bytes, limit: int) -> int:
+        """The limit that holds from now on, `limit` as long as none was said. Nothing more comes after an end."""
+        self.source = self.source if said else ()
+        *lines, self.part = (self.part + said).split(b"\n")
+        for line in lines:
+            self.limit = int(json.loads(line)["bandwidth"])
+        return limit if self.limit is None else self.limit
 
 
 @dataclass

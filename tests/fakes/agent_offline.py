@@ -46,10 +46,12 @@ def facts(world: World, disk_id: str) -> Facts | None:
     return {**job.facts(), "type": "offline_pull" if job.pull else "offline", "status": "running", "ready": False}
 
 
-def refuse_limit(world: World, ask: Facts) -> None:
-    if ask["disk"]["disk_id"] in world.offline:
-        what = "changing the limit of a merge that is under way"
-        raise errors.VmWrongState(vm_id=ask["vm_id"], state="down", action=what, needs="running")
+def limit(world: World, ask: Facts) -> bool:
+    """Whether there is one."""
+    job = world.offline.get(ask["disk"]["disk_id"])
+    if job is not None:
+        job.speed = ask["bandwidth"]
+    return job is not None
 
 
 def cancel(world: World, ask: Facts) -> None:

@@ -220,7 +220,8 @@ class World:
 
     def set_bandwidth(self, ask: Facts) -> Facts:
         self.take_claim(ask["disk"]["disk_id"], ask["claim"])
-        agent_offline.refuse_limit(self, ask)
+        if agent_offline.limit(self, ask):
+            return {}
         vm = self.vms.get(ask["vm_id"])
         job = vm.jobs.get(ask["disk"]["disk_id"]) if vm else None
         if job is not None:

@@ -161,6 +161,27 @@ def test_its_progress_is_seen_and_it_ends_when_it_is_cancelled(vm: OfflineVm, pu
 
 
 @pytest.mark.chaos
+@pytest.mark.parametrize("pull", [False, True])
+def test_its_limit_is_changed_while_it_copies(vm: OfflineVm, pull: bool) -> None:
+    behind = str(vm.folder() / vm.volumes[0][2])
+    subprocess.run(["qemu-io", "-f", "qcow2", "-c", "write -q 48M 12M", behind], check=True, timeout=60)
+    request = vm.offline(2, bandwidth=SLOW, pull=pull)
+    limit = {key: request[key] for key in ("vm_id", "disk", "claim")}
+    vm.begin(request)
+    wait.until("some progress", lambda: (vm.job() or {"cur": 0})["cur"] > 0, 30)
+    for slow in (SLOW // 2, 1):
+        vm.agent.ask("set_bandwidth", {**limit, "bandwidth": slow})
+        assert (vm.job() or {})["speed"] == slow
+    time.sleep(2)
+    before = (vm.job() or {})["cur"]
+    time.sleep(3)
+    assert (vm.job() or {})["cur"] == before, "a byte a second"
+    vm.agent.ask("set_bandwidth", {**limit, "bandwidth": 0})
+    vm.finish_offline(request)
+    vm.sound()
+
+
+@pytest.mark.chaos
 def test_a_cancel_waits_for_a_writer_that_outlived_its_agent(vm: OfflineVm) -> None:
     place, request = layout.Place(vm.domain["path"], vm.domain["id"]), vm.offline(2)
     with contextlib.ExitStack() as writing:

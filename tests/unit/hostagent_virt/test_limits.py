@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from contracts import errors
-from services.hostagent import blockgraph, commit, jobs, views
+from services.hostagent import blockgraph, commit, jobs, offline, views
 from services.hostagent.journal import Journal
 
 OWN, OTHER = "ffffffff-0000-4000-8000-000000000001", "ffffffff-0000-4000-8000-000000000002"
@@ -34,8 +34,22 @@ def test_only_the_job_that_the_flow_began_is_limited(tmp_path: Path, flow_id: st
     seen = (qemu(top), SimpleNamespace(target="vda"))
     parts: Any = SimpleNamespace(turn=lambda _: contextlib.nullcontext(), sure=lambda _: seen, virt=virt)
     begun: Any = jobs.Jobs(Journal(tmp_path / "journal"), None, None, None)  # type: ignore[arg-type]
-    idle: Any = SimpleNamespace(facts=lambda _: None)
+    idle: Any = SimpleNamespace(limit=lambda _: False)
     begun.begin({**asked(OWN), **ENDS}, "vda")
     with contextlib.nullcontext() if limited else pytest.raises(errors.ForeignJob):
         commit.Commit(parts, begun, None, idle).set_bandwidth(asked(flow_id))  # type: ignore[arg-type]
     assert calls == (["blockJobSetSpeed"] if limited else [])
+
+
+def test_an_offline_merge_is_limited_by_its_own_flow_and_only_while_it_goes_on() -> None:
+    parts: Any = SimpleNamespace(eyes=SimpleNamespace(offline=None))
+    running = offline.Offline(parts, lambda *_: None)
+    run = offline.Run({**asked(OWN), **ENDS, "pull": False})
+    assert running.limit(asked(OWN)) is False
+    running._runs["d"] = run
+    with pytest.raises(errors.ForeignJob):
+        running.limit(asked(OTHER))
+    assert running.limit({**asked(OWN), "bandwidth": 9}) is True
+    assert run.request["bandwidth"] == 9
+    run.over.set()
+    assert running.limit(asked(OWN)) is False

@@ -183,8 +183,9 @@ def test_a_pull_with_a_limit_is_held_to_it(written, monkeypatch):
     volumes = written.write()
     before = written.reads()
     pull(written, volumes, 2)
-    assert not made
+    assert [limit for limit, _ in made] == [0]
     written.discard(volumes[2])
+    made.clear()
     pull(written, volumes, 1, 1, top=volumes[3], child=None, bandwidth=16 * MiB)
     ((limit, held),) = made
     assert (limit, len(set(held.pids))) == (16 * MiB, 1)
@@ -204,6 +205,26 @@ def test_who_is_ahead_stands_still_until_its_time_has_come():
     now[0] = 62.9
     assert throttle.is_ahead(800) is False
     assert throttle.look == SHORTEST
+
+
+def test_another_limit_holds_at_once_and_none_lets_it_go():
+    now = [0.0]
+    throttle = Throttle(0, clock=lambda: now[0])
+    assert (throttle.is_ahead(10**12), throttle.look) == (False, LONGEST)
+    throttle.set(100)
+    now[0] = 1.0
+    assert throttle.is_ahead(10**12 + 1000) is True
+    throttle.set(0)
+    now[0] = 1.1
+    assert throttle.is_ahead(10**12 + 5000) is False
+
+
+def test_orders_come_in_pieces_and_the_last_one_counts():
+    orders = offline_copy.Orders()
+    assert orders.take(b'{"bandw', 7) == 7
+    assert orders.take(b'idth": 100}\n{"bandwidth": 0}\n{"b', 7) == 0
+    assert orders.source == (0,)
+    assert (orders.take(b"", 7), orders.source) == (0, ())
 
 
 def test_a_process_is_stopped_and_goes_on():
