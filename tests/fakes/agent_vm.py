@@ -46,9 +46,10 @@ class Job:
 
 @dataclass
 class FakeVm:
-    """`chains`: per disk what QEMU has open, leaf first."""
+    """`chains`: per disk what QEMU has open, leaf first. `mute`: its QEMU lives and tells nothing."""
 
     spec: Facts
+    mute: bool = False
     pid: int = field(default_factory=lambda: next(_pids))
     state: str = "running"
     reason: str = ""

@@ -144,7 +144,7 @@ class World:
             "disk_id": disk["disk_id"],
             **_views(vm, disk["disk_id"]),
             "storage": storage,
-            "unsure": vm.reason if vm and vm.state == "unsure" else None,
+            "unsure": _unsure(vm) if vm else None,
             "paused_by_pivot": bool(vm and vm.state == "paused" and vm.paused_by == "agent"),
             "offline": agent_offline.facts(self, disk["disk_id"]),
         }
@@ -363,8 +363,14 @@ class World:
         self.news.append(("job", vm.spec["id"], disk_id, status, job.cur, job.end))
 
 
+def _unsure(vm: FakeVm) -> str | None:
+    if vm.mute:
+        return "a QEMU process lives, but its monitor does not answer"
+    return vm.reason if vm.state == "unsure" else None
+
+
 def _views(vm: FakeVm | None, disk_id: str) -> Facts:
-    """What QEMU and libvirt say of one disk; here they agree."""
+    """What QEMU and libvirt say of one disk; here they agree, unless QEMU is mute."""
     if vm is None:
         nothing: Facts = {"chain": [], "job": None}
         libvirt = {**nothing, "state": "absent", "mirror": False, "mirror_ready": False}
@@ -373,4 +379,7 @@ def _views(vm: FakeVm | None, disk_id: str) -> Facts:
     state = "paused" if vm.state == "paused" else "running"
     both = {"state": state, "chain": list(vm.chains[disk_id]), "job": job.facts() if job else None}
     mirror = {"mirror": bool(job and job.active), "mirror_ready": bool(job and job.ready)}
+    if vm.mute:
+        told: Facts = {"state": "unreachable", "chain": [], "job": None, "pid": vm.pid, "paths": []}
+        return {"qemu": told, "libvirt": {**both, **mirror}}
     return {"qemu": {**both, "pid": vm.pid, "paths": []}, "libvirt": {**both, **mirror}}

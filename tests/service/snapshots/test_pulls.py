@@ -136,6 +136,26 @@ def test_a_vm_that_stops_within_a_pull_is_pulled_offline(site: Site, host: FakeA
     assert site.agrees(host, vm)
 
 
+def test_a_qemu_that_does_not_answer_is_not_taken_for_a_vm_that_is_down(
+    site: Site, host: FakeAgent, vm: str, tmp_path: pathlib.Path
+) -> None:
+    """It falls silent between the look and the ask: neither the direction nor the way may turn by that."""
+    (last,) = taken(site, vm, 1)
+    point = tmp_path / "point"
+    point.write_text("merge.commit.before_ask hold")
+    held = site.restart(crash_file=point)
+    removal = site.remove(last)
+    site.until(lambda: point.with_suffix(".fired").exists(), "the ask")
+    host.world.vms[vm].mute = True
+    held.thaw()
+    held.wait_for_log("monitor does not answer")
+    assert (host.asked("merge_offline"), host.asked("start_pull"), host.asked("start_commit")) == ([], [], [])
+    host.world.vms[vm].mute = False
+    assert site.end_of(removal, timeout=90)["state"] == "done"
+    assert (the_merge(site, removal)["direction"], host.asked("merge_offline")) == ("pull", [])
+    assert site.agrees(host, vm)
+
+
 def test_a_vm_that_stops_once_its_pull_is_recorded_commits_nothing(site: Site, host: FakeAgent, vm: str) -> None:
     (last,) = taken(site, vm, 1)
     (disk,) = site.disk_ids(vm)
