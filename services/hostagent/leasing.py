@@ -73,7 +73,7 @@ class Leasing:
         if not self._is_right(vm_id, lease):
             self.destroy(vm_id, "libvirt did not take its lease")
             raise errors.LeaseNotTaken(vm_id=vm_id, host_id=self._place.host_id)
-        self._refuse_dropped(vm_id, lease, offset)
+        self.refuse_dropped(vm_id, lease, offset)
 
     def _prepare(self, vm_id: str, lease: Lease) -> dict[str, Any]:
         began = time.monotonic()
@@ -86,7 +86,7 @@ class Leasing:
         path = f"{lease['domain']['path'].rstrip('/')}/{lease['domain']['id']}/dom_md/xleases"
         return {"lockspace": lease["domain"]["id"], "key": vm_id, "path": path, "offset": offset}
 
-    def _refuse_dropped(self, vm_id: str, lease: Lease, offset: int) -> None:
+    def refuse_dropped(self, vm_id: str, lease: Lease, offset: int) -> None:
         """A lease that was dropped between our look and libvirt's is one that nobody else will ask for."""
         try:
             now = self.spaces.ask("find_lease", lease["domain"], vm=vm_id)["offset"]

@@ -103,7 +103,8 @@ class Opening:
             raise errors.VmUnsure(vm_id=vm_id, reason="QEMU's monitor does not answer") from None
 
     def _refuse_changed(self, vm_id: str, note: Note) -> None:
-        """Who has the lease is looked at first: then nobody can be at work and not be seen."""
+        """Who has the lease is looked at before the chains: then nobody can be at work and not be seen."""
+        self._parts.leasing.refuse_dropped(vm_id, note["lease"], note["offset"])
         self._parts.leasing.refuse_held(vm_id, note["lease"])
         if self._version(vm_id, note["lease"]) != note["version"]:
             raise self._differs(note["disks"])
