@@ -568,7 +568,7 @@ cancel_job = Rpc(OWNER, "cancel_job", CancelJob, f.Nothing, _MERGE, deadline=30)
 pivot = Rpc(OWNER, "pivot", MergeAsk, Pivoted, (*_MERGE, errors.LeaseFailed), deadline=20)
 record_merge = Rpc(OWNER, "record_merge", MergeAsk, f.Nothing, _MERGE, deadline=15)
 record_pull = Rpc(OWNER, "record_pull", PullAsk, f.Nothing, _MERGE, deadline=15)
-record_chain = Rpc(OWNER, "record_chain", RecordChain, f.Nothing, _MERGE, deadline=20)
+record_chain = Rpc(OWNER, "record_chain", RecordChain, f.Nothing, _MERGE, deadline=120)
 discard_volume = Rpc(OWNER, "discard_volume", Discard, f.Nothing, _MERGE, deadline=120)
 
 heartbeat = Event(OWNER, "heartbeat", Heartbeat)

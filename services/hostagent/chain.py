@@ -193,6 +193,17 @@ def left_behind(volumes: Mapping[str, Volume], child: str) -> list[str]:
     return found
 
 
+def above(volumes: Mapping[str, Volume], ids: Sequence[str], unused: Collection[str]) -> list[str]:
+    """Those of the `unused` volumes that stand on the leaf of this chain, by header or by record, directly or not."""
+    left = {one for at in ids for one in left_behind(volumes, at)}
+    below = {one: {volumes[one].parent, volumes[one].backing} for one in unused if one not in left}
+    found, grown = {ids[0]}, True
+    while grown:
+        more = {one for one, stands_on in below.items() if one not in found and stands_on & found}
+        found, grown = found | more, bool(more)
+    return [one for one in unused if one in found]
+
+
 def children(volumes: Iterable[Volume], volume_id: str) -> list[str]:
     """Who stands on a volume, by header or by record, whatever the marks; sorted."""
     return sorted(v.id for v in volumes if volume_id in {v.parent, v.backing} and v.id != volume_id)

@@ -6,6 +6,7 @@ hostile input and are bounded before they are used.
 
 from __future__ import annotations
 
+import bisect
 import contextlib
 import os
 import struct
@@ -25,7 +26,7 @@ _PARTS = 32
 Range = tuple[int, int]  # from, to; bytes of the disk
 
 
-@dataclass(frozen=True)
+@dataclass
 class _Tables:
     """An open qcow2 file. `first`: its first-level table; `step`: bytes of the disk behind one of that's entries."""
 
@@ -34,13 +35,31 @@ class _Tables:
     extended: bool
     first: Sequence[int]
     size: int
+    _last: tuple[int, list[int], list[int]] = (-1, [], [])
 
     @property
     def step(self) -> int:
         return self.cluster * (self.cluster // (16 if self.extended else 8))
 
-    def ranges(self, number: int) -> Iterator[Range]:
-        """What is held behind one entry of the first-level table, in order."""
+    def held(self, number: int) -> tuple[list[int], list[int]]:
+        """Where what is held behind one entry of the first-level table begins, and where it ends, in order. The last
+        answer is kept: a layer in pieces is asked for with each of them."""
+        if self._last[0] != number:
+            found = list(_joined(self._ranges(number)))
+            self._last = number, [start for start, _ in found], [stop for _, stop in found]
+        return self._last[1:]
+
+    def reach(self, at: int, end: int) -> int:
+        """Up to where all from `at` on is held; `at` where nothing is."""
+        while at < end:
+            starts, stops = self.held(at // self.step)
+            found = bisect.bisect_right(starts, at) - 1
+            if found < 0 or stops[found] <= at:
+                break
+            at = stops[found]
+        return at
+
+    def _ranges(self, number: int) -> Iterator[Range]:
         offset = self.first[number] & _OFFSET if number < len(self.first) else 0
         if not offset:
             return
@@ -56,22 +75,25 @@ class _Tables:
                 yield start + at * self.cluster, start + (at + 1) * self.cluster
 
 
-def missing(path: str, lower: str, disk_id: str, ground: str | None = None) -> Range | None:
+def missing(path: str, lower: str, disk_id: str, *, ground: str | None = None, raw: int | None = None) -> Range | None:
     """The first part of the disk that `lower` holds and neither `path` nor `ground` does, by their tables; None: there
-    is none."""
+    is none. `raw`: `lower` is a raw file of so many bytes, which holds all of them."""
     with contextlib.ExitStack() as files:
-        below, *holders = (files.enter_context(_opened(one, disk_id)) for one in (lower, path, ground) if one)
+        holders = [files.enter_context(_opened(one, disk_id)) for one in (path, ground) if one]
+        if raw is not None:
+            return _gap((0, raw), holders)
+        below = files.enter_context(_opened(lower, disk_id))
         for number in range(len(below.first)):
-            for wanted in _joined(below.ranges(number)):
+            for wanted in zip(*below.held(number), strict=True):
                 gap = _gap(wanted, holders)
                 if gap is not None:
                     return gap
     return None
 
 
-def refuse_missing(path: str, lower: str, disk_id: str) -> None:
+def refuse_missing(path: str, lower: str, disk_id: str, *, raw: int | None = None) -> None:
     """Raises StorageFailed while the tables of `path` on the storage lack anything that `lower` has."""
-    gap = missing(path, lower, disk_id)
+    gap = missing(path, lower, disk_id, raw=raw)
     if gap is not None:
         reason = (
             f"bytes {gap[0]} to {gap[1]}, which {lower} holds, are not in its tables: QEMU has not written them out"
@@ -79,38 +101,15 @@ def refuse_missing(path: str, lower: str, disk_id: str) -> None:
         raise errors.StorageFailed(action="recording a pull", path=path, reason=reason)
 
 
-def refuse_lost(path: str, lower: str, disk_id: str, ground: str | None) -> None:
-    """Somebody took `lower` out from between `path` and `ground` (None: `path` stands on nothing, or on a raw file,
-    which has no tables). Raises StorageFailed unless what it holds is in one of them, wherever it went."""
-    gap = missing(path, lower, disk_id, ground)
-    if gap is not None:
-        beside = f"nor in those of {ground}" if ground else "and nothing below it can prove to have them"
-        reason = (
-            f"bytes {gap[0]} to {gap[1]}, which {lower} holds, are not in its tables, {beside}: whatever took that "
-            "volume out of the chain is not whole. Power the VM off and start it, which puts the volume back"
-        )
-        raise errors.StorageFailed(action="recording this chain", path=path, reason=reason)
-
-
 def _gap(wanted: Range, holders: Sequence[_Tables]) -> Range | None:
     """`holders`: the uppermost first; what lies behind its end does not count."""
     at, end = wanted[0], min(wanted[1], holders[0].size)
     while at < end:
-        reach = max(_reach(at, end, one) for one in holders)
+        reach = max(one.reach(at, end) for one in holders)
         if reach == at:
             return at, end
         at = reach
     return None
-
-
-def _reach(at: int, end: int, tables: _Tables) -> int:
-    """Up to where all from `at` on is held."""
-    for number in range(at // tables.step, -(-end // tables.step)):
-        for start, stop in _joined(tables.ranges(number)):
-            if start <= at < stop:
-                at = stop
-    # ranges come in order, so the first one that does not reach on leaves `at` where the gap begins
-    return at
 
 
 def _joined(ranges: Iterator[Range]) -> Iterator[Range]:

@@ -8,32 +8,35 @@ that met a full storage waits for room: its host writes there as before, so nobo
 from __future__ import annotations
 
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
-from services.hostagent import monitor
+from services.hostagent import monitor, process
 from services.hostagent.monitor import Monitors
 
 LOOK_SECONDS = 2.0  # of one question to one monitor
 
 
 class IoPauses:
-    """`seconds`: that such a guest may stand still. They count from the first look that saw it, anew with each start of
-    the agent."""
+    """`seconds`: that such a guest may stand still. They count from the first look that saw it, anew with each QEMU and
+    with each start of the agent."""
 
     def __init__(self, monitors: Monitors, seconds: float) -> None:
         self._monitors, self._seconds = monitors, seconds
-        self._since: dict[str, float] = {}
+        self._since: dict[tuple[str, int], float] = {}
 
-    def overdue(self, vm_ids: Iterable[str]) -> dict[str, float]:
-        """Those of these VMs that have stood still for too long, each with its seconds."""
-        now, seen = time.monotonic(), {vm_id: self._has_failed(vm_id) for vm_id in vm_ids}
-        self._since = {
-            vm_id: self._since.get(vm_id, now)
-            for vm_id, failed in seen.items()
-            if failed or (failed is None and vm_id in self._since)
-        }
-        stood = {vm_id: now - since for vm_id, since in self._since.items() if seen[vm_id]}
-        return {vm_id: seconds for vm_id, seconds in stood.items() if seconds >= self._seconds}
+    def overdue(self, vm_ids: Iterable[str]) -> Iterator[tuple[str, float]]:
+        """Those of these VMs that have stood still for too long, each with its seconds; each is told of before the next
+        one is looked at."""
+        before, self._since = self._since, {}
+        for vm_id in vm_ids:
+            found = process.find(vm_id)
+            if found is None:
+                continue
+            key, now, failed = (vm_id, found.pid), time.monotonic(), self._has_failed(vm_id)
+            if failed or (failed is None and key in before):
+                since = self._since[key] = before.get(key, now)
+                if failed and now - since >= self._seconds:
+                    yield vm_id, now - since
 
     def _has_failed(self, vm_id: str) -> bool | None:
         """Whether a disk that failed stopped it; None: its monitor does not say."""

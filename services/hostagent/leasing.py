@@ -209,7 +209,7 @@ class Leasing:
     def _look_around(self) -> None:
         """Now and then. A sanlock that died takes nobody's guest with it (that is a watchdog's to do): it is told."""
         self._forget_ended()
-        for vm_id, seconds in self._io_pauses.overdue(self._journal.all("leased")).items():
+        for vm_id, seconds in self._io_pauses.overdue(self._journal.all("leased")):
             self.destroy(vm_id, f"an I/O error stopped it {seconds:.0f} s ago, and it has given up its lease")
         bare = self._unprotected(self._journal.all("leased"))
         if bare:  # seen twice: one that is just resumed takes its lease at this moment

@@ -33,13 +33,15 @@ def written(names: Sequence[str]) -> str:
 
 
 def grown(volumes: Iterable[Volume]) -> dict[str, str]:
-    """Volumes that name one of the same folder by more than its id, each with that one. A template's are left alone:
-    their files are those of other images, too."""
+    """Volumes that name one of the same folder by more than its id, each with that one, both sound. A template's are
+    left alone: their files are those of other images, too."""
+    by_id = {one.id: one for one in volumes}
     return {
-        one.id: one.backing
-        for one in volumes
-        if one.trouble is None and not one.elsewhere and one.volume_type != "shared"
-        if one.legality == "legal" and one.backing is not None and one.backing_name != one.backing
+        one.id: below.id
+        for one in by_id.values()
+        if one.trouble is None and not one.elsewhere and one.volume_type != "shared" and one.legality == "legal"
+        if (below := by_id.get(one.backing or "")) is not None and below.trouble is None
+        if one.backing_name != one.backing
     }
 
 
@@ -51,8 +53,8 @@ def look_grown(domain: Ref, image: str) -> dict[str, Any]:
 
 
 def make_bare(domain: Ref, image: str) -> dict[str, Any]:
-    """{"bare": [volumes], "kept": {volume: why its name stays}}. For a disk that no QEMU has open. No start fails for a
-    name: one that cannot be changed stays. ChainBroken: a header names another volume than before."""
+    """{"bare": [volumes], "kept": {volume: why its name stays}}. For a disk that no QEMU has open. A name that cannot
+    be changed stays. ChainBroken: a header names another volume than before."""
     place, bare, kept = _opened(domain), list[str](), dict[str, str]()
     with (
         files.guard("make_bare", place.image(image), place.id),
@@ -61,13 +63,25 @@ def make_bare(domain: Ref, image: str) -> dict[str, Any]:
     ):
         volumes = {v.id: v for v in volume.read_image(place, image)}
         for child, below in grown(volumes.values()).items():
-            try:
-                merging.rebase(place, image, child, volumes[below], lambda: crash.point("volume.bare.after_header"))
-            except (errors.VolumeInUse, errors.StorageFailed) as problem:
-                kept[child] = str(problem)
-            else:
+            why = _make_bare(place, image, child, volumes[below])
+            if why is None:
                 bare.append(child)
+            else:
+                kept[child] = why
     return {"bare": bare, "kept": kept}
+
+
+def _make_bare(place: layout.Place, image: str, child: str, below: Volume) -> str | None:
+    """Why not."""
+    header = volume.read_header(place.file(image, child), image)
+    said = header.backing_format if header else None
+    if said != layout.QEMU_FORMAT[below.format]:
+        return f"its header says that {below.id} is {said}, the metadata say {layout.QEMU_FORMAT[below.format]}"
+    try:
+        merging.rebase(place, image, child, below, lambda: crash.point("volume.bare.after_header"))
+    except (errors.VolumeInUse, errors.StorageFailed) as problem:
+        return str(problem)
+    return None
 
 
 def _opened(ref: Ref) -> layout.Place:

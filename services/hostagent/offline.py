@@ -241,9 +241,9 @@ def _named(run: Run) -> str:
 
 def _say_limit(run: Run) -> None:
     if run.process is not None and run.process.stdin is not None:
+        line = json.dumps({"bandwidth": run.request["bandwidth"]}) + "\n"
         with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended: nothing is to be limited
-            run.process.stdin.write(json.dumps({"bandwidth": run.request["bandwidth"]}).encode() + b"\n")
-            run.process.stdin.flush()
+            os.write(run.process.stdin.fileno(), line.encode())  # not through its buffer, which would keep what failed
 
 
 def _kill(writer: subprocess.Popen[bytes]) -> None:

@@ -17,7 +17,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from contracts import errors
@@ -34,6 +34,22 @@ _prctl = ctypes.CDLL(None, use_errno=True).prctl
 Volumes = dict[str, chain.Volume]
 
 
+@dataclass
+class Orders:
+    """What the agent says on standard input, a line each: {"bandwidth": bytes per second}. `limit`: the last one."""
+
+    source: tuple[int, ...] = (0,)
+    part: bytes = b""
+    limit: int | None = None
+
+    def take(self, said: bytes) -> None:
+        """Nothing more comes after an end."""
+        self.source = self.source if said else ()
+        *lines, self.part = (self.part + said).split(b"\n")
+        for line in lines:
+            self.limit = int(json.loads(line)["bandwidth"])
+
+
 @dataclass(frozen=True)
 class Work:
     """What is merged in one image. `between`: what lies between top and base, the one below top first. `pull`: up into
@@ -47,6 +63,12 @@ class Work:
     pull: bool
     bandwidth: int
     agent: int
+    orders: Orders = field(default_factory=Orders)
+
+    @property
+    def limit(self) -> int:
+        """What holds now; it outlives a try of qemu-img's that met a lock."""
+        return self.bandwidth if self.orders.limit is None else self.orders.limit
 
     @property
     def stays(self) -> str:
@@ -111,12 +133,13 @@ def _follow(running: subprocess.Popen[bytes], work: Work, lease: int | None, end
     assert running.stdout is not None  # noqa: S101  for mypy
     assert running.stderr is not None  # noqa: S101
     outputs, said, progress = {running.stdout.fileno(), running.stderr.fileno()}, b"", Progress(end)
-    throttle, orders = Throttle(work.bandwidth), Orders()
+    throttle, orders = Throttle(work.limit), work.orders
     while outputs:
         for descriptor in select.select([*outputs, *orders.source], [], [], throttle.look)[0]:
             part = os.read(descriptor, 4096)
             if descriptor in orders.source:
-                throttle.set(orders.take(part, work.bandwidth))
+                orders.take(part)
+                throttle.set(work.limit)
             elif not part:
                 outputs.discard(descriptor)
             elif descriptor == running.stderr.fileno():
@@ -133,26 +156,9 @@ def _follow(running: subprocess.Popen[bytes], work: Work, lease: int | None, end
 
 
 @dataclass
-class Orders:
-    """What the agent says on standard input, a line each: {"bandwidth": bytes per second}."""
-
-    source: tuple[int, ...] = (0,)
-    part: bytes = b""
-    limit: int | None = None
-
-    def take(self, said: bytes, limit: int) -> int:
-        """The limit that holds from now on, `limit` as long as none was said. Nothing more comes after an end."""
-        self.source = self.source if said else ()
-        *lines, self.part = (self.part + said).split(b"\n")
-        for line in lines:
-            self.limit = int(json.loads(line)["bandwidth"])
-        return limit if self.limit is None else self.limit
-
-
-@dataclass
 class Progress:
-    """Of what qemu-img prints the last is told, a little later where it comes too soon: with a limit it moves by 16 MiB
-    at once and is silent for long after that."""
+    """Of what qemu-img prints the last is told, a little later where it comes too soon: while it is held to a limit it
+    may print two things at once and be silent for long after that."""
 
     end: int  # bytes
     percent: float = -1.0

@@ -47,7 +47,8 @@ def record_pull(
                 reason = f"QEMU is gone, and it was not recorded that {base} went up into {top}"
                 raise errors.JobFailed(disk_id=image, reason=reason)
             for one in gone:
-                held.refuse_missing(place.file(image, top), place.file(image, one), image)
+                raw = volumes[one].capacity if volumes[one].format == "raw" else None
+                held.refuse_missing(place.file(image, top), place.file(image, one), image, raw=raw)
         files.sync(place.file(image, top))
         for one in gone:
             volume.change(place, image, one, legality="illegal")

@@ -260,7 +260,7 @@ class Storage:
     ) -> None:
         """Make the records follow the headers along `chain` (leaf first) and mark the `unused` volumes illegal."""
         args = {"domain": domain, "image": image, "ids": chain, "unused": unused, "live": live}
-        self._ask(QUICK, "record_chain", args, deadline)
+        self._ask(MAKE, "record_chain", args, deadline)
 
     def resize(self, domain: Domain, image: str, volume: str, capacity: int, *, deadline: float | None = None) -> None:
         """Record a new capacity in bytes (CAP of the `.meta`); the file itself is QEMU's to grow."""

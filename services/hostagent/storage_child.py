@@ -18,7 +18,20 @@ from collections.abc import Callable
 from typing import Any
 
 from contracts import errors
-from services.hostagent import copying, creation, discard, domain, layout, merging, naming, pulling, scan, thin, volume
+from services.hostagent import (
+    chain_record,
+    copying,
+    creation,
+    discard,
+    domain,
+    layout,
+    merging,
+    naming,
+    pulling,
+    scan,
+    thin,
+    volume,
+)
 
 
 def _sanlock(name: str) -> Callable[..., dict[str, Any] | None]:
@@ -56,7 +69,7 @@ OPS: dict[str, Callable[..., dict[str, Any] | None]] = {
     "look_grown": naming.look_grown,
     "make_bare": naming.make_bare,
     "wait_idle": merging.wait_idle,
-    "record_chain": volume.record_chain,
+    "record_chain": chain_record.record_chain,
     "check_variables": volume.check_variables,
     "resize": volume.resize,
     "discard": discard.discard,

@@ -69,7 +69,7 @@ class Storing:
         with self._parts.turn(request):
             live = self._refuse_other_chain(request)
             args = (disk["domain"], disk["disk_id"], request["chain"], request["unused"], live)
-            self._parts.storage.record_chain(*args, deadline=15.0)
+            self._parts.storage.record_chain(*args, deadline=100.0)
             crash.point("chain.after_ask")
         return {}
 

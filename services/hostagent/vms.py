@@ -81,8 +81,12 @@ class Vms:
         crash.point("start.after_settled")
 
     def _make_bare(self, disk: dict[str, Any]) -> None:
-        """libvirt reads backing file names now, and puts them together at every commit."""
-        done = self._storage.make_bare(disk["domain"], disk["disk_id"])
+        """libvirt reads backing file names now, and puts them together at every commit. No start fails for a name."""
+        try:
+            done = self._storage.make_bare(disk["domain"], disk["disk_id"])
+        except (errors.NoSpace, errors.StorageFailed, errors.StorageTimeout) as problem:
+            _log.warning("backing file names stay as they are", disk_id=disk["disk_id"], reason=str(problem))
+            return
         if done["bare"]:
             _log.info("backing file names are made bare", disk_id=disk["disk_id"], volumes=done["bare"])
         for volume_id, why in done["kept"].items():

@@ -9,13 +9,12 @@ from __future__ import annotations
 import errno
 import os
 import stat
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable
 from datetime import UTC, datetime
 from typing import Any
 
-from chassis import crash
 from contracts import errors
-from services.hostagent import chain, domain, files, held, layout, qcow2
+from services.hostagent import chain, domain, files, layout, qcow2
 
 MAX_FILES = 10_000  # in one image's folder
 _META_NEEDS = 4096  # bytes of disk that rewriting a `.meta` may take
@@ -252,41 +251,6 @@ def resize(domain: Ref, image: str, volume: str, capacity: int) -> None:
     path = place.file(image, volume) + ".meta"
     with files.guard("resize", path, place.id, _META_NEEDS), files.marks_lock(place, image):
         change(place, image, volume, capacity=capacity)
-
-
-def record_chain(domain: Ref, image: str, ids: list[str], unused: list[str], *, live: bool) -> None:
-    """Make the records say what is: `ids` (leaf first) is the chain, which headers show already; nothing reads the
-    `unused` ones. `live`: a QEMU writes to ids[0], so that the marks may have named another leaf until now.
-
-    A crash in between leaves marks that name the leaf of before or ids[0]; none where an unused branch has no heir."""
-    place = _opened(domain)
-    needs = _META_NEEDS * (len(ids) + len(unused))
-    with files.guard("record_chain", place.image(image), place.id, needs), files.marks_lock(place, image):
-        volumes = {v.id: v for v in read_image(place, image)}
-        wanted = chain.following(image, volumes, ids, unused, live=live)
-        if live:
-            _refuse_half_gone(place, image, volumes, ids)
-        for volume_id in (id_ for id_ in ids if live and not wanted[id_].elsewhere):
-            files.sync(place.file(image, volume_id))  # what headers show has to outlive a power cut before marks say so
-        for volume_id, heir in chain.marks_in_order(volumes, ids, unused):
-            change(place, image, volume_id, legality="illegal", heir=heir)
-            crash.point("volume.chain.after_mark")
-        for volume_id in reversed(ids):
-            now = wanted[volume_id]
-            kind = None if now.volume_type == "shared" else "leaf" if volume_id == ids[0] else "internal"
-            parent = None if now.elsewhere else now.parent or layout.BLANK
-            change(place, image, volume_id, parent=parent, capacity=now.capacity, volume_type=kind)
-            crash.point("volume.chain.after_record")
-
-
-def _refuse_half_gone(place: layout.Place, image: str, volumes: Mapping[str, chain.Volume], ids: Sequence[str]) -> None:
-    """A QEMU that was started past the agent may run on a header whose merge, or pull, died before its tables were
-    written: wherever a record and a header differ, all that lay between has to be held above or below it."""
-    for at in ids:
-        below = volumes.get(volumes[at].backing or "")
-        ground = place.file(image, below.id) if below is not None and below.format == "cow" else None
-        for gone in chain.left_behind(volumes, at):
-            held.refuse_lost(place.file(image, at), place.file(image, gone), image, ground)
 
 
 def change(place: layout.Place, image: str, volume: str, **values: Any) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -46,12 +47,25 @@ def guest() -> Monitors:
     return Monitors()
 
 
-def watching(guest: Monitors) -> io_pauses.IoPauses:
-    return io_pauses.IoPauses(guest, 80.0)  # type: ignore[arg-type]
+class Watch:
+    """The rule, and the guest's process."""
+
+    def __init__(self, guest: Monitors, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.pid: int | None = 7
+        self._rule = io_pauses.IoPauses(guest, 80.0)  # type: ignore[arg-type]
+        find = lambda _: None if self.pid is None else SimpleNamespace(pid=self.pid)  # noqa: E731
+        monkeypatch.setattr(io_pauses, "process", SimpleNamespace(find=find))
+
+    def overdue(self, vm_ids: list[str]) -> dict[str, float]:
+        return dict(self._rule.overdue(vm_ids))
 
 
-def test_a_guest_whose_disk_failed_is_overdue_after_its_time(clock: Clock, guest: Monitors) -> None:
-    pauses = watching(guest)
+@pytest.fixture
+def pauses(guest: Monitors, monkeypatch: pytest.MonkeyPatch) -> Watch:
+    return Watch(guest, monkeypatch)
+
+
+def test_a_guest_whose_disk_failed_is_overdue_after_its_time(clock: Clock, guest: Monitors, pauses: Watch) -> None:
     guest.status_word, guest.disks = "io-error", ["ok", "failed"]
     assert pauses.overdue(["vm"]) == {}
     clock.now += 79
@@ -66,16 +80,16 @@ def test_a_guest_whose_disk_failed_is_overdue_after_its_time(clock: Clock, guest
     [("io-error", ["ok", "nospace"]), ("paused", ["failed", "ok"]), ("running", ["ok", "ok"])],
     ids=["no room", "paused by a person", "runs"],
 )
-def test_any_other_guest_never_is(clock: Clock, guest: Monitors, status: str, disks: list[str]) -> None:
-    pauses = watching(guest)
+def test_any_other_guest_never_is(clock: Clock, guest: Monitors, pauses: Watch, status: str, disks: list[str]) -> None:
     guest.status_word, guest.disks = status, disks
     for _ in range(3):
         assert pauses.overdue(["vm"]) == {}
         clock.now += 1000
 
 
-def test_one_that_went_on_begins_anew_and_one_that_is_mute_does_not(clock: Clock, guest: Monitors) -> None:
-    pauses = watching(guest)
+def test_one_that_went_on_begins_anew_and_one_that_is_mute_does_not(
+    clock: Clock, guest: Monitors, pauses: Watch
+) -> None:
     guest.status_word, guest.disks = "io-error", ["failed"]
     assert pauses.overdue(["vm"]) == {}
     clock.now += 70
@@ -89,3 +103,18 @@ def test_one_that_went_on_begins_anew_and_one_that_is_mute_does_not(clock: Clock
     assert pauses.overdue(["vm"]) == {}, "nobody knows whether it runs again"
     guest.status_word = "io-error"
     assert pauses.overdue(["vm"]) == {"vm": 100.0}
+
+
+def test_the_time_of_a_qemu_that_has_ended_is_not_its_successors(clock: Clock, guest: Monitors, pauses: Watch) -> None:
+    guest.status_word, guest.disks = "io-error", ["failed"]
+    assert pauses.overdue(["vm"]) == {}
+    clock.now += 100
+    pauses.pid = 8
+    assert pauses.overdue(["vm"]) == {}
+    clock.now += 79
+    pauses.pid = None
+    assert pauses.overdue(["vm"]) == {}
+    pauses.pid = 8
+    assert pauses.overdue(["vm"]) == {}, "it was not there at one look"
+    clock.now += 80
+    assert pauses.overdue(["vm"]) == {"vm": 80.0}

@@ -98,6 +98,21 @@ def test_the_name_of_a_volume_that_somebody_has_open_stays_and_the_others_do_not
     assert names(disk)[v2] == f"../{disk.image}/" * 8 + v1
 
 
+def test_a_name_over_a_volume_that_cannot_be_read_stays(disk, long):
+    v1, v2, v3, _ = long
+    (disk.folder / f"{v1}.meta").write_text("nothing")
+    assert make_bare(disk)["bare"] == [v3]
+    assert names(disk)[v2] == f"../{disk.image}/" * 8 + v1
+
+
+def test_a_header_that_says_another_format_than_the_metadata_stays_as_it_is(disk, long):
+    _, v2, v3, _ = long
+    named(disk, v3, str(disk.folder / v2), "raw")
+    done = make_bare(disk)
+    assert (done["bare"], list(done["kept"])) == ([v2], [v3])
+    assert "is raw, the metadata say qcow2" in done["kept"][v3]
+
+
 @pytest.mark.parametrize("change", [{"legality": "illegal"}, {"volume_type": "shared"}, {"elsewhere": True}])
 def test_what_is_not_this_disks_own_is_left_alone(change):
     own = Volume("b", parent="a", backing="a", backing_name="../i/a")

@@ -221,10 +221,35 @@ def test_another_limit_holds_at_once_and_none_lets_it_go():
 
 def test_orders_come_in_pieces_and_the_last_one_counts():
     orders = offline_copy.Orders()
-    assert orders.take(b'{"bandw', 7) == 7
-    assert orders.take(b'idth": 100}\n{"bandwidth": 0}\n{"b', 7) == 0
-    assert orders.source == (0,)
-    assert (orders.take(b"", 7), orders.source) == (0, ())
+    orders.take(b'{"bandw')
+    assert orders.limit is None
+    orders.take(b'idth": 100}\n{"bandwidth": 0}\n{"b')
+    assert (orders.limit, orders.source) == (0, (0,))
+    orders.take(b"")
+    assert (orders.limit, orders.source) == (0, ())
+
+
+def test_an_order_outlives_a_try_that_met_a_lock(written, monkeypatch):
+    """The first qemu-img is refused by a lock; what was said meanwhile holds for the next one."""
+    volumes, made = written.write(), []
+
+    class Seen(Throttle):
+        def __init__(self, limit):
+            super().__init__(limit)
+            made.append(limit)
+
+    def refused_first(work, volumes, words):
+        if not made:
+            made.append("refused")
+            work.orders.take(b'{"bandwidth": 1073741824}\n')
+            raise errors.VolumeInUse(volume_id=work.top, by="somebody")
+        run(work, volumes, words)
+
+    run = offline_copy._run
+    monkeypatch.setattr(offline_copy, "Throttle", Seen)
+    monkeypatch.setattr(offline_copy, "_run", refused_first)
+    pull(written, volumes, 1, bandwidth=MiB)
+    assert made == ["refused", 2**30]
 
 
 def test_a_process_is_stopped_and_goes_on():

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import random
+
 import pytest
 
 from contracts import errors
@@ -117,6 +119,45 @@ def test_a_repair_takes_a_raw_file_for_no_proof(disk):
     assert disk.facts(v2)["legality"] == "illegal"
 
 
+def test_a_repair_that_is_refused_has_marked_what_stands_above_the_leaf(disk):
+    """The marks named v5, which QEMU left by a pivot: whatever becomes of v3, a start must not take that one."""
+    v1, v2, v3, v4, v5 = disk.chain("v1", "v2", "v3", "v4", "v5")
+    written(disk, v3)
+    stood_on(disk, v4, v2)
+    with pytest.raises(errors.StorageFailed, match="Power the VM off and start it"):
+        disk.storage.record_chain(disk.domain, disk.image, [v4, v2, v1], [v3, v5], True)
+    assert {disk.facts(one)["legality"] for one in (v1, v2, v3, v4)} == {"legal"}
+    assert (disk.facts(v5)["legality"], disk.leaf) == ("illegal", v4)
+    assert disk.storage.put_back(disk.domain, disk.image) == {v4: v3}
+    run("qemu-io", "-r", "-c", "read -P 7 0 1M", str(disk.folder / v4))
+
+
+def test_a_mark_of_a_pull_that_was_begun_is_its_proof(disk):
+    v1, v2, v3 = disk.chain("v1", "v2", "v3")
+    written(disk, v2)
+    stood_on(disk, v3, v1)
+    disk.mark(v2, "illegal")
+    disk.storage.record_chain(disk.domain, disk.image, [v3, v1], [], True)
+    assert disk.facts(v3)["parent_id"] == v1
+
+
+@pytest.mark.parametrize(
+    "looks", [b"\0" * 512, b"QFI\xfb" + b"\0\0\0\x03" + b"\0" * 504], ids=["zeros", "a qcow2 file"]
+)
+def test_a_raw_volume_holds_all_whatever_its_bytes_look_like(disk, looks):
+    v1, v2 = disk.ids.v1, disk.ids.v2
+    for volume, parent, kind in ((v1, None, "raw"), (v2, v1, "cow")):
+        disk.storage.create_volume(disk.domain, disk.image, volume, parent, 64 * MIB, kind)
+    with (disk.folder / v1).open("r+b") as file:
+        file.write(looks)
+    stood_on(disk, v2, None)
+    with pytest.raises(errors.StorageFailed, match=f"bytes 0 to {64 * MIB}, which .*{v1} holds"):
+        disk.storage.record_chain(disk.domain, disk.image, [v2], [v1], True)
+    written(disk, v2, size="64M")
+    disk.storage.record_chain(disk.domain, disk.image, [v2], [v1], True)
+    assert disk.facts(v1)["legality"] == "illegal"
+
+
 def test_what_was_not_recorded_is_not_deleted(disk):
     v1, v2, v3 = disk.chain("v1", "v2", "v3")
     stood_on(disk, v3, v1)
@@ -161,6 +202,34 @@ def test_one_file_holds_all_of_another_or_lacks_some_part(tmp_path, upper, lower
         assert gap[0] == 41 * MIB
     run("qemu-io", "-c", "write 41M 1M", str(above))
     assert missing(above, below) is None
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_layers_in_pieces_are_compared_piece_by_piece(tmp_path, seed):
+    """Beside what qemu-io wrote, over the ends of second-level tables too."""
+    chance = random.Random(seed)  # noqa: S311
+    below, above, ground = (qcow2(tmp_path, name, *KINDS["small clusters"]) for name in "bag")
+    step, parts = 4096, 64 * MIB // 4096
+    wanted = {at for start in chance.sample(range(parts), 40) for at in range(start, min(parts, start + 700))}
+    up = {at for at in wanted if (at // 50 + seed) % 3}
+    rest = wanted - up
+    for file, clusters in ((below, wanted), (above, up), (ground, rest)):
+        writes(file, clusters, step)
+    assert held.missing(str(above), str(below), "d", ground=str(ground)) is None
+    gap = missing(above, below)
+    assert (gap[0] if gap else None) == (min(rest) * step if rest else None)
+
+
+def writes(file, clusters, step):
+    """In runs, so that few words do."""
+    runs: list[list[int]] = []
+    for at in sorted(clusters):
+        if runs and runs[-1][1] == at:
+            runs[-1][1] = at + 1
+        else:
+            runs.append([at, at + 1])
+    words = [word for start, stop in runs for word in ("-c", f"write {start * step} {(stop - start) * step}")]
+    run("qemu-io", *words, str(file))
 
 
 def test_zeros_are_held_as_well(tmp_path):

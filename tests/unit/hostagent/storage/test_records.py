@@ -121,6 +121,17 @@ def test_no_mark_on_the_way_makes_another_one_the_leaf(volumes, ids, unused, mar
     assert rules.find_leaf("x", now.values()).leaf == ids[0]
 
 
+@pytest.mark.parametrize(("volumes", "ids", "unused", "marks"), MARKED.values(), ids=MARKED)
+def test_nor_does_one_where_those_above_the_leaf_are_marked_before_the_others(volumes, ids, unused, marks):
+    now = {one.id: one for one in volumes}
+    before = rules.find_leaf("x", volumes).leaf
+    for round_ in (rules.above(now, ids, unused), unused):
+        for id_, heir in rules.marks_in_order(now, ids, round_):
+            now[id_] = replace(now[id_], legality="illegal", heir=heir)
+            assert rules.find_leaf("x", now.values()).leaf in (before, ids[0])
+        assert rules.find_leaf("x", now.values()).leaf == ids[0]
+
+
 REFUSED = {
     "a chain that the headers do not show": (["v4", "v3", "v1"], ["v2"], errors.ChainDiffers),
     "a volume of the chain": (["v4", "v1"], ["v1", "v2", "v3"], errors.VolumeInUse),
