@@ -7,6 +7,7 @@ to. nameko's own RPC client and publisher are not used: they know no deadline an
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -30,6 +31,7 @@ FRAME = "drystone.frame"  # where the container's configuration keeps it
 HEARTBEAT = 20  # seconds
 SETUP_SECONDS = 20.0  # for connecting, declaring and binding everything
 BEAT = 2.0  # seconds between two looks at heartbeat and stop; also the longest an idle process takes to stop
+ROUND_SECONDS = 30.0  # of one look: a connection that takes longer is given up, whatever it is that hangs
 BACKOFF = (0.2, 0.5, 1.0, 2.0, 5.0)  # seconds between attempts to connect
 NOT_YET = "not connected yet"
 REPLY_PATIENCE = 30.0  # seconds that a reply waits for the broker at most
@@ -44,9 +46,13 @@ class FrameProvider(DependencyProvider):
 
 
 class Bounded(kombu.Consumer):
-    """A consumer with its own limit of unacknowledged messages (nameko sets one for all of a channel)."""
+    """A consumer with its own limit of unacknowledged messages (nameko sets one for all of a channel). It ends with its
+    connection and takes no leave: the answer to that could be waited for without end."""
 
     limit = 1
+
+    def __exit__(self, *_: object) -> None:
+        return
 
     def consume(self, no_ack: bool | None = None) -> None:
         self.qos(prefetch_count=self.limit)
@@ -90,12 +96,17 @@ class Intake(messaging.QueueConsumer):
 
     def consume(self, limit: Any = None, timeout: Any = None, safety_interval: Any = 1, **_: Any) -> Iterator[None]:
         self._setup = green.Limit(SETUP_SECONDS)  # kombu tries again, and for ever, after an OSError
-        with self._setup, self.consumer_context() as (connection, _channel, _consumers):
+        with self._setup, self.consumer_context() as (_, channel, _consumers):
+            # kombu's own object makes a new connection, without consumers, when a worker finds this one broken first
+            own = channel.connection
             while not self.should_stop:
                 self.on_iteration()
-                with contextlib.suppress(TimeoutError):
-                    connection.drain_events(timeout=BEAT)
-                connection.heartbeat_check()
+                with green.Limit(ROUND_SECONDS):
+                    with contextlib.suppress(TimeoutError):
+                        own.drain_events(timeout=BEAT)
+                    if not own.connected:
+                        raise ConnectionResetError(errno.ECONNRESET, "a worker found it broken")
+                    own.heartbeat_tick()
                 yield
 
     @contextlib.contextmanager
