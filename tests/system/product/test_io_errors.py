@@ -91,15 +91,18 @@ def patience(world: World, sick: Sick, seconds: float) -> Iterator[None]:
     """The host's agent with less of it."""
     agent = world.stack.agents[sick.host.name]
     before = agent.more
-    try:
-        agent.more = {**before, "DRYSTONE_IO_ERROR_SECONDS": str(seconds)}
+
+    def again(**more: str) -> None:
+        agent.more = {**before, **more}
         agent.stop()
         agent.start()
+        wait.until("the host", lambda: {row["state"] for row in world.api.hosts.all()} == {"up"}, 60)
+
+    try:
+        again(DRYSTONE_IO_ERROR_SECONDS=str(seconds))
         yield
     finally:
-        agent.more = before
-        agent.stop()
-        agent.start()
+        again()
 
 
 @pytest.mark.chaos  # to keep make test within its time; the rule is unit hostagent_virt/test_io_pauses.py
