@@ -18,7 +18,7 @@ import time
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 from chassis import logs
 from contracts import errors
@@ -46,6 +46,7 @@ class Run:
     cur: int = 0
     end: int = 0
     problem: errors.Problem | None = None
+    talking: threading.Lock = field(default_factory=threading.Lock)  # its pipe is written to, or closed
 
     @property
     def ends(self) -> views.Ends:
@@ -194,7 +195,11 @@ class Offline:
                 _kill(writer)
             if run.request["bandwidth"] != order["bandwidth"]:  # it came while the writer was begun
                 _say_limit(run)
-            self._hear(run, writer)
+            try:
+                self._hear(run, writer)
+            finally:
+                with run.talking:  # who wrote to its number afterwards would hit some other file
+                    _input_of(writer).close()
 
     def _hear(self, run: Run, writer: subprocess.Popen[bytes]) -> None:
         """Its lines until it ends; raises what it failed with."""
@@ -240,10 +245,15 @@ def _named(run: Run) -> str:
 
 
 def _say_limit(run: Run) -> None:
-    if run.process is not None and run.process.stdin is not None:
-        line = json.dumps({"bandwidth": run.request["bandwidth"]}) + "\n"
-        with contextlib.suppress(BrokenPipeError, ValueError):  # it has ended: nothing is to be limited
-            os.write(run.process.stdin.fileno(), line.encode())  # not through its buffer, which would keep what failed
+    """A writer that has ended (its pipe is broken, or closed) has nothing to be limited."""
+    with run.talking, contextlib.suppress(BrokenPipeError, ValueError):
+        if run.process is not None:
+            line = json.dumps({"bandwidth": run.request["bandwidth"]}) + "\n"
+            os.write(_input_of(run.process).fileno(), line.encode())  # past its buffer, which would keep what failed
+
+
+def _input_of(writer: subprocess.Popen[bytes]) -> IO[bytes]:
+    return cast(IO[bytes], writer.stdin)
 
 
 def _kill(writer: subprocess.Popen[bytes]) -> None:

@@ -69,6 +69,7 @@ class Storing:
         with self._parts.turn(request):
             live = self._refuse_other_chain(request)
             args = (disk["domain"], disk["disk_id"], request["chain"], request["unused"], live)
+            # so long because the tables of all that left the chain are compared (docs/adr/0028)
             self._parts.storage.record_chain(*args, deadline=100.0)
             crash.point("chain.after_ask")
         return {}

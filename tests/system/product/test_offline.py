@@ -109,9 +109,8 @@ def test_a_start_that_was_refused_waits_for_the_copy_in_hand_only(writing_vm: Vm
     whole(vm, snapshots=1)
 
 
-@pytest.mark.chaos
-@pytest.mark.parametrize("newest", [False, True])
-def test_a_merge_whose_vm_is_killed_goes_on_offline(world: World, writing_vm: VmOf, newest: bool) -> None:
+def live_copy(writing_vm: VmOf, *, newest: bool) -> tuple[Machine, str]:
+    """A VM that runs while its snapshot is copied, and has some seconds to go; the removal's job."""
     vm = writing_vm(ring_mib=64, rate_kib=0)
     snapshot = vm.snapshot("goes")
     vm.wait_for_writes(8192)
@@ -119,8 +118,15 @@ def test_a_merge_whose_vm_is_killed_goes_on_offline(world: World, writing_vm: Vm
         vm.snapshot("stays")
     job = vm.api.remove_snapshot(snapshot, bandwidth=4 * MIB)
     wait.until("some progress", lambda: vm.api.jobs.get(job["id"])["progress"]["cur"] > 0, 60)
+    return vm, str(job["id"])
+
+
+@pytest.mark.chaos
+@pytest.mark.parametrize("newest", [False, True])
+def test_a_merge_whose_vm_is_killed_goes_on_offline(world: World, writing_vm: VmOf, newest: bool) -> None:
+    vm, job_id = live_copy(writing_vm, newest=newest)
     os.kill(world.stack.hosts["h1"].qemu_pid(f"vm-{vm.id}"), signal.SIGKILL)
-    assert deaths.end_of(vm, job["id"])["state"] == "done"
+    assert deaths.end_of(vm, job_id)["state"] == "done"
     vm.wait_for_state("down")
     whole(vm, snapshots=0 if newest else 1)
 
@@ -129,17 +135,11 @@ def test_a_merge_whose_vm_is_killed_goes_on_offline(world: World, writing_vm: Vm
 @pytest.mark.parametrize("newest", [False, True])
 def test_a_merge_whose_guest_shuts_down_goes_on_offline(writing_vm: VmOf, newest: bool) -> None:
     """Nobody ends its QEMU: it ends by itself, with the job."""
-    vm = writing_vm(ring_mib=64, rate_kib=0)
-    snapshot = vm.snapshot("goes")
-    vm.wait_for_writes(8192)
-    if not newest:
-        vm.snapshot("stays")
-    job = vm.api.remove_snapshot(snapshot, bandwidth=4 * MIB)
-    wait.until("some progress", lambda: vm.api.jobs.get(job["id"])["progress"]["cur"] > 0, 60)
+    vm, job_id = live_copy(writing_vm, newest=newest)
     vm.api.shut_down_vm(vm.id)
     vm.wait_for_state("down")
-    assert vm.api.jobs.get(job["id"])["state"] == "running"
-    assert deaths.end_of(vm, job["id"])["state"] == "done"
+    assert vm.api.jobs.get(job_id)["state"] == "running"
+    assert deaths.end_of(vm, job_id)["state"] == "done"
     whole(vm, snapshots=0 if newest else 1)
 
 

@@ -52,9 +52,12 @@ class Watch:
 
     def __init__(self, guest: Monitors, monkeypatch: pytest.MonkeyPatch) -> None:
         self.pid: int | None = 7
-        self._rule = io_pauses.IoPauses(guest, 80.0)  # type: ignore[arg-type]
-        find = lambda _: None if self.pid is None else SimpleNamespace(pid=self.pid)  # noqa: E731
-        monkeypatch.setattr(io_pauses, "process", SimpleNamespace(find=find))
+        monitors: Any = guest
+        self._rule = io_pauses.IoPauses(monitors, 80.0)
+        monkeypatch.setattr(io_pauses, "process", SimpleNamespace(find=self._find))
+
+    def _find(self, _vm_id: str) -> Any:
+        return None if self.pid is None else SimpleNamespace(pid=self.pid)
 
     def overdue(self, vm_ids: list[str]) -> dict[str, float]:
         return dict(self._rule.overdue(vm_ids))

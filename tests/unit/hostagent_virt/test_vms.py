@@ -22,8 +22,8 @@ def start_with(problem: errors.Problem) -> None:
     def make_bare(*_: Any) -> None:
         raise problem
 
-    vms = object.__new__(Vms)
-    vms._storage = SimpleNamespace(make_bare=make_bare)  # type: ignore[assignment]
+    vms: Any = object.__new__(Vms)
+    vms._storage = SimpleNamespace(make_bare=make_bare)
     vms._make_bare(DISK)
 
 

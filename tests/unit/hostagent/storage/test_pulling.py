@@ -207,7 +207,7 @@ def test_one_file_holds_all_of_another_or_lacks_some_part(tmp_path, upper, lower
 @pytest.mark.parametrize("seed", range(6))
 def test_layers_in_pieces_are_compared_piece_by_piece(tmp_path, seed):
     """Beside what qemu-io wrote, over the ends of second-level tables too."""
-    chance = random.Random(seed)  # noqa: S311
+    chance = random.Random(seed)  # noqa: S311 - to be repeated, not to be secret
     below, above, ground = (qcow2(tmp_path, name, *KINDS["small clusters"]) for name in "bag")
     step, parts = 4096, 64 * MIB // 4096
     wanted = {at for start in chance.sample(range(parts), 40) for at in range(start, min(parts, start + 700))}
